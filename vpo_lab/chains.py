@@ -1,0 +1,70 @@
+"""One completion <-> M candidate answers, in numbered tags.
+
+A chain is one rollout that holds several complete answers:
+
+    <answer_1>
+    ...
+    </answer_1>
+    <answer_2>
+    ...
+
+Numbers matter: with them a policy can specialise by position, and a lost tag loses one answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vpo_lab.errors import LabError
+
+ONE_ANSWER = "Write one answer in the output format above."
+MANY_ANSWERS = (
+    "Write {m} different answers, best guesses first, each complete in the output format above: "
+    "the first between <answer_1> and </answer_1>, and so on up to <answer_{m}> and </answer_{m}>."
+)
+_OPENING = re.compile(r"<answer_([0-9]{1,4})>")
+
+
+def answer_prompt(prompt: list[dict], m: int) -> list[dict]:
+    """The messages of `prompt` with the request for `m` answers at the end of the last turn."""
+    _check(m)
+    wording = ONE_ANSWER if m == 1 else MANY_ANSWERS.format(m=m)
+    *earlier, last = prompt
+    return [*earlier, {**last, "content": f"{last['content']}\n{wording}"}]
+
+
+def join_chain(answers: list[str]) -> str:
+    """The completion that holds these answers: one answer stands bare, several in numbered tags."""
+    _check(len(answers))
+    if len(answers) == 1:
+        return answers[0]
+    return "\n".join(f"<answer_{i}>\n{a}\n</answer_{i}>" for i, a in enumerate(answers, start=1))
+
+
+def split_chain(text: str, m: int) -> list[str]:
+    """The `m` answers of a completion, in the order of their numbers; "" where one is missing.
+
+    Never raises on any text. Of repeated tags the first counts; an answer that is not closed ends
+    at the next opening tag or at the end; numbers beyond `m` are ignored. With m = 1 the whole
+    text is the answer, unless it opens an `<answer_1>`.
+    """
+    _check(m)
+    openings = list(_OPENING.finditer(text))
+    answers = [""] * m
+    seen = set()
+    for opening, following in zip(openings, [*openings[1:], None], strict=True):
+        number = int(opening[1])
+        if number in seen or not 1 <= number <= m:
+            continue
+        seen.add(number)
+        end = following.start() if following else len(text)
+        close = text.find(f"</answer_{opening[1]}>", opening.end(), end)
+        answers[number - 1] = text[opening.end() : close if close >= 0 else end].strip()
+    if m == 1 and not seen:
+        return [text.strip()]
+    return answers
+
+
+def _check(m: int) -> None:
+    if m < 1:
+        raise LabError(f"M = {m} answers: at least 1 is needed (raise rl.candidates)")

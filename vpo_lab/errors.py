@@ -1,0 +1,5 @@
+"""The one error that users are meant to see."""
+
+
+class LabError(Exception):
+    """One clear line: what was wrong, where, and what to do. The CLI prints it without a traceback."""

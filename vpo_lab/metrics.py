@@ -1,0 +1,250 @@
+"""What a pool of candidates is worth: best@k, pass@k, expected utility, hypervolume, intervals.
+
+Axes: N requests, C chains, M candidates per chain, D objectives, K weights, S training seeds; n is a
+pool of candidates, `...` any number of leading axes. k is a budget of candidates, never of rollouts.
+numpy only; `hypervolume` and `pareto_optimal` load moocore when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from vpo_lab.errors import LabError
+from vpo_lab.scalarization import set_reward
+
+# --- Budgets: the best of k candidates --------------------------------------------------------
+
+
+def best_at_k(scores: np.ndarray, k: int) -> float | np.ndarray:
+    """The exact mean of the maximum over all subsets of `k` scores: no sampling, no noise of its own.
+
+    scores (n,) -> float, (..., n) -> (...), in the range of the scores. With the scores ascending it is
+    sum_j s_(j) C(j-1, k-1) / C(n, k). Right for candidates drawn independently; those of one chain are
+    not, see `chain_best_at_k`. Raises LabError unless 1 <= k <= n and all scores are finite.
+    """
+    scores = _finite(scores, "scores", ("n",))
+    k = _budget(k, scores.shape[-1], f"the {scores.shape[-1]} candidates of the pool")
+    return _plain(np.sort(scores, axis=-1) @ _max_shares(scores.shape[-1], k))
+
+
+def pass_at_k(solved: np.ndarray, k: int) -> float | np.ndarray:
+    """The share of subsets of `k` candidates that hold a solved one: 1 - C(n-c, k)/C(n, k).
+
+    solved (n,) bool or 0/1 -> float, (..., n) -> (...), in [0, 1]. It is `best_at_k` of the 0/1 scores.
+    Raises LabError as that does, and on other values. Source: Codex (arXiv 2107.03374).
+    """
+    solved = _finite(solved, "solved", ("n",))
+    if not np.isin(solved, (0.0, 1.0)).all():
+        raise LabError("solved holds values besides 0 and 1: compare the scores with 1 first")
+    return best_at_k(solved, k)
+
+
+def chain_best_at_k(scores: np.ndarray, k: int) -> float | np.ndarray:
+    """best@k for chains of M candidates: a budget of k buys whole chains, then the start of one more.
+
+    scores (C, M) -> float, (..., C, M) -> (...). Candidates of one chain were written to differ, so
+    they are not independent draws: the expectation is over a uniformly random choice of floor(k/M)
+    whole chains and, if M does not divide k, of another chain that gives its first k mod M candidates.
+    Exact; M = 1 is `best_at_k`. pass@k is this function of solved as 0/1. Raises LabError if that takes
+    more than C chains, if k < 1, or if a score is not finite.
+    """
+    scores = _finite(scores, "scores", ("C", "M"))
+    chains, m = scores.shape[-2:]
+    k = _budget(k, chains * m, f"{chains} chains of {m} candidates")
+    whole, rest = divmod(k, m)
+    bests = scores.max(axis=-1)
+    if rest == 0:
+        return best_at_k(bests, whole)
+    prefixes = scores[..., :rest].max(axis=-1)
+    if whole == 0:
+        return _plain(prefixes.mean(axis=-1))
+    order = np.argsort(bests, axis=-1)
+    bests, prefixes = np.take_along_axis(bests, order, -1), np.take_along_axis(prefixes, order, -1)
+    shares = _max_shares(chains - 1, whole)
+    total = np.zeros(bests.shape[:-1])
+    for chain in range(chains):
+        # max(prefix, best of the subset) is best@k of the others raised to the prefix: the order stays.
+        others = np.delete(bests, chain, axis=-1)
+        total += np.maximum(others, prefixes[..., chain, None]) @ shares
+    return _plain(total / chains)
+
+
+@lru_cache(maxsize=256)
+def _max_shares(n: int, k: int) -> np.ndarray:
+    """(n,): the share of the k-subsets of n ascending scores in which score j is the maximum."""
+    j = np.arange(n, 1, -1)
+    # From the top down every factor lies in [0, 1]: nothing overflows, small shares fade to 0.
+    shares = k / n * np.cumprod(np.concatenate([[1.0], np.maximum(j - k, 0) / (j - 1)]))[::-1]
+    shares.setflags(write=False)
+    return shares
+
+
+# --- Vectors: utility, fronts, diversity ------------------------------------------------------
+
+
+def expected_utility(rewards: np.ndarray, weights: np.ndarray) -> float | np.ndarray:
+    """EUM: the mean over the weightings of the best candidate's w.r, VPO's own objective.
+
+    rewards (n, D), weights (K, D) -> float, (..., n, D) -> (...), in the range of the rewards. Raises
+    LabError on shapes that do not fit or values that are not finite. Source: Zintgraf et al., 2015.
+    """
+    rewards, weights = _finite(rewards, "rewards", ("n", "D")), _finite(weights, "weights", ("K", "D"))
+    return _plain(set_reward(rewards, weights))
+
+
+def chain_expected_utility_at_k(rewards: np.ndarray, weights: np.ndarray, k: int) -> float | np.ndarray:
+    """Expected utility of a budget of k: the mean over the weightings of `chain_best_at_k` of w.r.
+
+    rewards (C, M, D), weights (K, D) -> float, (..., C, M, D) -> (...). Single answers are M = 1.
+    Raises LabError as `chain_best_at_k` does.
+    """
+    rewards = _finite(rewards, "rewards", ("C", "M", "D"))
+    weights_KD = _finite(weights, "weights", ("K", "D"))
+    if weights_KD.ndim != 2 or rewards.shape[-1] != weights_KD.shape[-1]:
+        raise LabError(f"weights of shape {weights_KD.shape}: expected (K, {rewards.shape[-1]})")
+    scores = np.moveaxis(rewards @ weights_KD.T, -1, -3)  # (..., K, C, M)
+    return _plain(np.mean(chain_best_at_k(scores, k), axis=-1))
+
+
+def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
+    """The volume that the points dominate above the reference: everything is maximised.
+
+    points (n, D), reference (D,) -> float >= 0; a point not better than the reference in all objectives
+    adds 0. Fix the reference beforehand and report it. Exact, and slow beyond D = 8 or so. Raises
+    LabError on wrong shapes or values that are not finite. Source: moocore.
+    """
+    points, reference = _finite(points, "points", ("n", "D")), _finite(reference, "reference", ("D",))
+    if points.ndim != 2 or reference.shape != points.shape[-1:]:
+        raise LabError(f"points {points.shape} and reference {reference.shape}: expected (n, D) and (D,)")
+    import moocore
+
+    return float(moocore.hypervolume(points, ref=reference, maximise=True))
+
+
+def pareto_optimal(points: np.ndarray) -> np.ndarray:
+    """Which points no other point dominates (maximised), duplicates of an optimal one all True.
+
+    points (n, D) -> bool (n,). More than `scalarization.winners` finds: a point in a concave part of
+    the front is optimal and wins under no weighting. Raises LabError as `hypervolume` does.
+    """
+    points = _finite(points, "points", ("n", "D"))
+    if points.ndim != 2:
+        raise LabError(f"points of shape {points.shape}: expected (n, D)")
+    import moocore
+
+    return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True), dtype=bool)
+
+
+def reward_diversity(rewards: np.ndarray) -> float | np.ndarray:
+    """The mean L1 distance between the reward vectors of two candidates of a set, 0 where n = 1.
+
+    rewards (n, D) -> float, (..., n, D) -> (...), in [0, D] for rewards in [0, 1].
+    """
+    rewards = _finite(rewards, "rewards", ("n", "D"))
+    n = rewards.shape[-2]
+    ascending = np.sort(rewards, axis=-2)
+    # sum_{i<j} |x_i - x_j| = sum_j (2j-n-1) x_(j), folded in half so that equal values give exactly 0.
+    signs = np.arange(1 - n, n, 2)[:, None] / 2
+    pairs = (signs * (ascending - ascending[..., ::-1, :])).sum(axis=(-2, -1))
+    return _plain(pairs / max(n * (n - 1) / 2, 1))
+
+
+def distinct_share(texts: Sequence[str]) -> float:
+    """Distinct texts / n, in (0, 1]. Raises LabError if there are none."""
+    if not len(texts):
+        raise LabError("no texts: the share of distinct ones is undefined")
+    return len(set(texts)) / len(texts)
+
+
+def objective_collinearity(rewards: np.ndarray) -> np.ndarray:
+    """Pearson correlation of the objectives: (n, D) -> (D, D) in [-1, 1], 1 on the diagonal.
+
+    An objective that is constant correlates with nothing: nan off the diagonal. Where the mean is above
+    about .8, VPO has little to gain over a scalar. Raises LabError on n < 2 or values not finite.
+    """
+    rewards_nD = _finite(rewards, "rewards", ("n", "D"))
+    if rewards_nD.ndim != 2 or len(rewards_nD) < 2:
+        raise LabError(f"rewards of shape {rewards_nD.shape}: expected (n, D) with n >= 2")
+    spread_D = np.ptp(rewards_nD, axis=0)  # exactly 0 for a constant, as a computed deviation is not
+    centered_nD = (rewards_nD - rewards_nD.mean(axis=0)) / np.where(spread_D == 0, np.nan, spread_D)
+    unit_nD = centered_nD / np.sqrt((centered_nD**2).sum(axis=0))
+    correlation_DD = np.clip(unit_nD.T @ unit_nD, -1.0, 1.0)
+    np.fill_diagonal(correlation_DD, 1.0)
+    return correlation_DD
+
+
+# --- Intervals --------------------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, low, high): the percentile bootstrap over requests.
+
+    values (N,), one per request, or (S, N), one row per training seed on the same N requests. Seeds are
+    strata, as the tasks are in rliable (arXiv 2108.13264): every resample draws N requests, the same for
+    every seed, and averages all S seeds. Seeds are not resampled, since two or three say too little of
+    their own spread: the interval is about another test set, not another training run. Say S, and
+    with 3 or fewer draw each one. Raises LabError on empty or not finite values, on a level outside
+    (0, 1) and on resamples < 1.
+    """
+    values_N = _per_request(values, "values")
+    if not 0 < level < 1:
+        raise LabError(f"level = {level}: expected a share between 0 and 1, e.g. 0.95")
+    if resamples < 1:
+        raise LabError(f"resamples = {resamples}: at least 1 is needed")
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(len(values_N), size=(resamples, len(values_N)), dtype=np.int32)
+    low, high = np.quantile(values_N[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(values_N.mean()), float(low), float(high)
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, low, high) of a - b on the same requests: what they share cancels, so it is the sharper one.
+
+    a (N,) or (S, N), b (N,) or (S', N): each is averaged over its seeds first. The rest is
+    `bootstrap_interval`. Raises LabError as that does, and if the numbers of requests differ.
+    """
+    a_N, b_N = _per_request(a, "a"), _per_request(b, "b")
+    if a_N.shape != b_N.shape:
+        raise LabError(f"a has {len(a_N)} requests, b {len(b_N)}: a pair needs the same ones in the same order")
+    return bootstrap_interval(a_N - b_N, level=level, resamples=resamples, seed=seed)
+
+
+def _per_request(values: np.ndarray, name: str) -> np.ndarray:
+    values = _finite(values, name, ("N",))
+    if values.ndim > 2:
+        raise LabError(f"{name} of shape {values.shape}: expected (N,) or (S, N)")
+    return values.mean(axis=0) if values.ndim == 2 else values
+
+
+# --- Checks -----------------------------------------------------------------------------------
+
+
+def _finite(values: np.ndarray, name: str, axes: tuple[str, ...]) -> np.ndarray:
+    """Float array with at least these last axes, none empty, all finite; else a LabError."""
+    expected = f"expected numbers of shape ({', '.join(['...', *axes])}), none of them 0"
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise LabError(f"{name} is not an array: {expected}") from None
+    if values.ndim < len(axes) or 0 in values.shape:
+        raise LabError(f"{name} of shape {values.shape}: {expected}")
+    if not np.isfinite(values).all():
+        raise LabError(f"{name} contain NaN or infinity: every candidate needs a finite score")
+    return values
+
+
+def _budget(k: int, limit: int, pool: str) -> int:
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= limit:
+        raise LabError(f"k = {k} is not a budget between 1 and {limit}, what {pool} allow")
+    return int(k)
+
+
+def _plain(values: np.ndarray) -> float | np.ndarray:
+    return float(values) if np.ndim(values) == 0 else values

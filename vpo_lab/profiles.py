@@ -1,0 +1,225 @@
+"""Everything that may differ between a smoke test, the tiny run and the full run, in one place."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+
+from vpo_lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which model, and how it is loaded."""
+
+    backend: str  # "scratch": built from a config; "transformers"; "unsloth": GPU, vLLM rollouts
+    model: str  # a hub id or folder; for "scratch" only a label
+    needs_gpu: bool = False
+    lora_rank: int = 0  # 0: all weights are trained
+    lora_alpha: int = 32
+    dtype: str = "float32"
+    max_prompt_tokens: int = 256
+    max_answer_tokens: int = 40  # of one answer; a chain gets M times as many
+    # Shape of a "scratch" model (Qwen3 architecture).
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Warmup on single answers and on M-answer chains, half of each."""
+
+    steps: int
+    batch_rows: int
+    learning_rate: float
+    micro_rows: int = 0  # rows per forward pass; 0: the whole batch at once
+    schedule: str = "cosine"
+    warmup_share: float = 0.1
+    train_rows: int = 0  # how many train rows feed it; 0: all
+
+
+@dataclass(frozen=True)
+class RL:
+    """The GRPO-family stage, the same numbers for every method."""
+
+    steps: int
+    rollouts: int  # B: rollouts per optimizer step
+    group_size: int  # G: rollouts per prompt
+    learning_rate: float
+    candidates: int = 3  # M, for multi-answer methods
+    weight_draws: int = 128  # K
+    alpha: float = 1.0
+    sampler: str = "sobol"
+    temperature: float = 1.0
+    micro_rollouts: int = 0  # rollouts per forward pass; 0: all at once
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 50
+    train_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Pools of candidates on held-out requests."""
+
+    requests: int  # 0: the whole test split
+    candidates: int = 24  # n: per request and method
+    budgets: tuple[int, ...] = (1, 3, 6, 12, 24)  # k
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch: int = 600  # completions sampled at once
+    bootstrap: int = 2000
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    task: str
+    policy: Policy
+    sft: SFT
+    rl: RL
+    evaluation: Evaluation
+    methods: tuple[str, ...] = ("grpo", "vpo")
+    data: str = ""  # a parquet file or folder; "": the task's own source
+    track: bool = False  # Weights & Biases, when a key is there
+    minutes: str = field(default="", compare=False)  # what a reader should expect, for the display
+
+    def with_overrides(self, overrides: dict | None) -> Profile:
+        """A copy with dotted fields replaced, e.g. {"rl.steps": 2}; LabError on an unknown field."""
+        profile = self
+        for path, value in (overrides or {}).items():
+            profile = _replace_path(profile, path, path.split("."), value)
+        return profile.checked()
+
+    def checked(self) -> Profile:
+        """Itself, if it can be run; a LabError that names the first field that cannot."""
+        rl, evaluation = self.rl, self.evaluation
+        rules = [
+            (rl.candidates >= 1, f"rl.candidates (M) = {rl.candidates}: at least 1"),
+            (rl.weight_draws >= 1, f"rl.weight_draws (K) = {rl.weight_draws}: at least 1"),
+            (rl.alpha > 0, f"rl.alpha = {rl.alpha}: must be positive"),
+            (rl.group_size >= 2, f"rl.group_size (G) = {rl.group_size}: at least 2, or nothing is compared"),
+            (
+                rl.rollouts >= rl.group_size and rl.rollouts % max(rl.group_size, 1) == 0,
+                f"rl.rollouts (B) = {rl.rollouts}: must be a multiple of rl.group_size = {rl.group_size}",
+            ),
+            (
+                rl.micro_rollouts == 0 or rl.rollouts % rl.micro_rollouts == 0,
+                f"rl.micro_rollouts = {rl.micro_rollouts}: must divide rl.rollouts = {rl.rollouts}",
+            ),
+            (
+                self.sft.micro_rows == 0 or self.sft.batch_rows % self.sft.micro_rows == 0,
+                f"sft.micro_rows = {self.sft.micro_rows}: must divide sft.batch_rows = {self.sft.batch_rows}",
+            ),
+            (self.sft.steps >= 1 and rl.steps >= 1, "sft.steps and rl.steps: at least 1"),
+            (
+                evaluation.candidates % rl.candidates == 0,
+                f"evaluation.candidates = {evaluation.candidates}: must be a multiple of M = {rl.candidates}",
+            ),
+            (
+                max(evaluation.budgets, default=0) <= evaluation.candidates and min(evaluation.budgets, default=0) >= 1,
+                f"evaluation.budgets = {evaluation.budgets}: each between 1 and {evaluation.candidates}",
+            ),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise LabError(f"profile {self.name!r}: {message}")
+        return self
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change when any setting that affects results changes."""
+        settings = {k: v for k, v in asdict(self).items() if k not in ("minutes", "track")}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _replace_path(node, path: str, parts: list[str], value):
+    names = [f.name for f in fields(node)]
+    head, *rest = parts
+    if head not in names:
+        close = difflib.get_close_matches(head, names, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+        raise LabError(f"override {path!r}: no field {head!r}{hint}")
+    current = getattr(node, head)
+    if rest:
+        if not is_dataclass(current):
+            raise LabError(f"override {path!r}: {head!r} has no fields of its own")
+        return replace(node, **{head: _replace_path(current, path, rest, value)})
+    if is_dataclass(current):
+        raise LabError(f"override {path!r}: name a field of it, e.g. {path}.{fields(current)[0].name}")
+    if isinstance(current, tuple) and isinstance(value, (list, tuple)):
+        value = tuple(value)
+    elif isinstance(current, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(current):
+        raise LabError(
+            f"override {path}={value!r}: expected {type(current).__name__}, as in the present {current!r}"
+        )
+    return replace(node, **{head: value})
+
+
+TINY = Profile(
+    name="tiny",
+    task="tiny_tools",
+    policy=Policy(backend="scratch", model="tiny-qwen3"),
+    sft=SFT(steps=700, batch_rows=64, learning_rate=4e-3),
+    rl=RL(steps=400, rollouts=128, group_size=8, learning_rate=2e-4),
+    evaluation=Evaluation(requests=0),
+    minutes="about 15 minutes on two CPU cores",
+)
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        TINY,
+        replace(
+            TINY,
+            name="smoke",
+            sft=replace(TINY.sft, steps=12, batch_rows=32, train_rows=256),
+            rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
+            evaluation=replace(
+                TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200
+            ),
+            minutes="under two minutes; it proves that everything runs and teaches the policy nothing",
+        ),
+        Profile(
+            name="qwen3-1.7b",
+            task="toolrl",
+            policy=Policy(
+                backend="unsloth",
+                model="unsloth/Qwen3-1.7B",
+                needs_gpu=True,
+                lora_rank=32,
+                lora_alpha=32,
+                dtype="bfloat16",
+                max_prompt_tokens=4096,
+                max_answer_tokens=512,
+            ),
+            sft=SFT(
+                steps=60, batch_rows=16, micro_rows=2, learning_rate=2e-4, warmup_share=0.1, train_rows=480
+            ),
+            rl=RL(
+                steps=1000,
+                rollouts=16,
+                group_size=8,
+                learning_rate=5e-6,
+                micro_rollouts=4,
+                warmup_steps=20,
+                max_grad_norm=0.2,
+            ),
+            evaluation=Evaluation(requests=0, temperature=0.7, top_p=0.95, batch=48),
+            track=True,
+            minutes="an estimated 10-20 hours on one 24 GB GPU; not yet run",
+        ),
+    )
+}
+
+
+def get_profile(name: str, overrides: dict | None = None) -> Profile:
+    """The profile of that name with dotted overrides; LabError if the name or a field is unknown."""
+    if name not in PROFILES:
+        raise LabError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name].with_overrides(overrides)

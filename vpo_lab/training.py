@@ -1,0 +1,338 @@
+"""The two training stages on TRL: SFT warmup, then a method of the GRPO family.
+
+TRL does generation, loss, optimizer and checkpoints. Ours is what the reward of a rollout means:
+`VectorReward` scores every candidate of every completion and hands TRL the method's advantages.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.advantages import Method, get_method
+from vpo_lab.chains import join_chain, split_chain
+from vpo_lab.errors import LabError
+from vpo_lab.policy import load_policy, render_prompt
+from vpo_lab.profiles import Profile
+from vpo_lab.progress import StageProgress
+from vpo_lab.scalarization import dirichlet_weights, set_reward
+from vpo_lab.storage import atomic_folder, explain_full_disk, last_good_checkpoint, seal_checkpoint
+from vpo_lab.tasks import Task, get_task
+
+LOG = "log.jsonl"
+POLICY = "policy"
+
+
+def candidates_of(profile: Profile, method: str) -> int:
+    """M: how many answers a rollout of this method holds."""
+    return profile.rl.candidates if get_method(method).multi_answer else 1
+
+
+def score_rollouts(task: Task, completions: list[str], golds: list[str], m: int) -> np.ndarray:
+    """Completions to reward vectors: (B,) texts -> (B, M, D). A missing answer is a zero vector."""
+    rewards_BMD = np.zeros((len(completions), m, len(task.objectives)))
+    known: dict[tuple[str, str], np.ndarray] = {}  # a small policy repeats itself: score once
+    for b, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
+        for j, answer in enumerate(split_chain(completion, m)):
+            if answer:
+                if (answer, gold) not in known:
+                    known[answer, gold] = task.score(answer, gold)
+                rewards_BMD[b, j] = known[answer, gold]
+    return rewards_BMD
+
+
+class VectorReward:
+    """A TRL reward function that returns the method's advantages.
+
+    With `scale_rewards="none"` TRL only subtracts the group mean, which is zero already, so what a
+    method computes reaches the loss unchanged and no private method of TRL is overridden.
+    """
+
+    __name__ = "advantage"
+
+    def __init__(self, task: Task, method: Method, m: int, group_size: int, seed: int):
+        self.task, self.method, self.m, self.group_size, self.seed = task, method, m, group_size, seed
+        self.reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
+
+    def __call__(self, prompts, completions, gold, trainer_state, log_metric, **_) -> list[float]:
+        start = time.perf_counter()
+        rewards_BMD = score_rollouts(self.task, completions, gold, self.m)
+        # From seed and step, not from process state: a resumed run draws the same weights.
+        rng = np.random.default_rng([self.seed, trainer_state.global_step])
+        advantages_B = self.method.advantages(rewards_BMD, self.group_size, rng)
+        log_metric("reward_seconds", time.perf_counter() - start)
+        for name, value in self.measure(rewards_BMD, completions).items():
+            log_metric(name, value)
+        return advantages_B.tolist()
+
+    def measure(self, rewards_BMD: np.ndarray, completions: list[str]) -> dict[str, float]:
+        """What is worth a look at every step, the same for every method."""
+        scalar_BM = rewards_BMD.mean(axis=2)
+        groups_PG = [completions[i : i + self.group_size] for i in range(0, len(completions), self.group_size)]
+        rewards_PGMD = rewards_BMD.reshape(len(groups_PG), self.group_size, *rewards_BMD.shape[1:])
+        return {
+            "set_reward": float(set_reward(rewards_BMD, self.reference_KD).mean()),
+            "mean_reward": float(scalar_BM.mean()),
+            "best_of_rollout": float(scalar_BM.max(axis=1).mean()),
+            "best_of_group": float(scalar_BM.reshape(len(groups_PG), -1).max(axis=1).mean()),
+            "distinct_rollouts": float(np.mean([len(set(group)) / len(group) for group in groups_PG])),
+            # Groups in which every rollout earned the same teach nothing.
+            "silent_groups": float((np.ptp(rewards_PGMD, axis=1) < 1e-9).all(axis=(1, 2)).mean()),
+            **{
+                f"objective/{name}": float(rewards_BMD[:, :, d].mean())
+                for d, name in enumerate(self.task.objectives)
+            },
+        }
+
+
+# --- Stage 1: SFT warmup ----------------------------------------------------------------------
+
+
+def train_sft(profile: Profile, run_dir: Path, seed: int) -> Path:
+    """Teach the answer format, single and as a chain of M. Returns the folder of the policy.
+
+    Half of the rows ask for one answer, half for M. Finished work is not repeated; a killed stage
+    continues from its last whole checkpoint.
+    """
+    stage = run_dir / "sft"
+    if (stage / POLICY).exists():
+        return stage / POLICY
+    task = get_task(profile.task)
+    model, tokenizer = load_policy(profile, task, None, seed)
+
+    from trl import SFTConfig, SFTTrainer
+
+    sft = profile.sft
+    micro = sft.micro_rows or sft.batch_rows
+    args = SFTConfig(
+        **_common_arguments(profile, stage, seed),
+        max_steps=sft.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=sft.batch_rows // micro,
+        learning_rate=sft.learning_rate,
+        lr_scheduler_type=sft.schedule,
+        warmup_steps=int(sft.warmup_share * sft.steps),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=None,
+        packing=False,
+        logging_steps=max(1, sft.steps // 70),
+        save_steps=max(2, sft.steps // 7),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=_sft_dataset(profile, task, tokenizer, seed),
+    )
+    return _train(trainer, stage, sft.steps, "SFT warmup")
+
+
+def _sft_dataset(profile: Profile, task: Task, tokenizer, seed: int):
+    """Prompt and demonstrations, tokenized apart as generation will meet them; loss on the answer."""
+    from datasets import Dataset
+
+    rng, m = np.random.default_rng([seed, 1]), profile.rl.candidates
+    rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
+    # Every step draws rows anew from this many; a demonstration is seldom met twice.
+    wanted = max(len(rows), min(profile.sft.steps * profile.sft.batch_rows, 4 * len(rows)))
+    examples = []
+    for number in range(wanted):
+        row, answers = rows[number % len(rows)], (1, m)[(number + number // len(rows)) % 2]
+        prompt = tokenizer(render_prompt(tokenizer, row["prompt"], answers), add_special_tokens=False)["input_ids"]
+        chain = join_chain(task.demonstrations(row, answers, rng)) + tokenizer.eos_token
+        completion = tokenizer(chain, add_special_tokens=False)["input_ids"]
+        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    return Dataset.from_list(examples)
+
+
+# --- Stage 2: GRPO, VPO and their kin ---------------------------------------------------------
+
+
+def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Path:
+    """Train one method from the SFT policy. Returns the folder of the trained policy.
+
+    Finished work is not repeated; a killed stage continues from its last whole checkpoint.
+    """
+    method = get_method(method_name)
+    stage = run_dir / method_name
+    if (stage / POLICY).exists():
+        return stage / POLICY
+    rl, task = profile.rl, get_task(profile.task)
+    if method_name == "vpo":
+        method = method.with_options(weight_draws=rl.weight_draws, alpha=rl.alpha, sampler=rl.sampler)
+    m = candidates_of(profile, method_name)
+    model, tokenizer = load_policy(profile, task, run_dir / "sft" / POLICY, seed)
+
+    # Late, because Unsloth rebinds trl.GRPOTrainer when the policy is loaded.
+    from trl import GRPOConfig, GRPOTrainer
+
+    micro = rl.micro_rollouts or rl.rollouts
+    args = GRPOConfig(
+        **_common_arguments(profile, stage, seed),
+        max_steps=rl.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rl.rollouts // micro,
+        steps_per_generation=rl.rollouts // micro,
+        num_generations=rl.group_size,
+        num_iterations=1,
+        max_completion_length=profile.policy.max_answer_tokens * m,
+        temperature=rl.temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        use_vllm=profile.policy.backend == "unsloth",
+        learning_rate=rl.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=rl.warmup_steps,
+        weight_decay=0.0,
+        max_grad_norm=rl.max_grad_norm,
+        beta=0.0,
+        epsilon=0.2,
+        epsilon_high=0.2,
+        loss_type="dapo",
+        scale_rewards="none",  # the method has normalised already
+        mask_truncated_completions=False,
+        disable_dropout=True,
+        logging_steps=1,
+        save_steps=rl.checkpoint_every,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        reward_funcs=VectorReward(task, method, m, rl.group_size, seed),
+        train_dataset=_rl_dataset(profile, task, tokenizer, m),
+    )
+    return _train(trainer, stage, rl.steps, method_name.upper())
+
+
+def _rl_dataset(profile: Profile, task: Task, tokenizer, m: int):
+    from datasets import Dataset
+
+    rows = load_rows(profile, task, "train", tokenizer, limit=profile.rl.train_rows)
+    return Dataset.from_list(
+        [{"prompt": render_prompt(tokenizer, row["prompt"], m), "gold": row["gold"]} for row in rows]
+    )
+
+
+# --- Both stages ------------------------------------------------------------------------------
+
+
+def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:
+    """Rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
+    rows = task.load(profile.data or None, split)
+    longest = profile.policy.max_prompt_tokens
+    texts = [render_prompt(tokenizer, row["prompt"], profile.rl.candidates) for row in rows]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
+    if not fitting:
+        raise LabError(
+            f"no {split} prompt of {task.name} fits policy.max_prompt_tokens = {longest} "
+            f"(the shortest has {min(lengths)}): raise it"
+        )
+    if len(fitting) < len(rows):
+        print(f"{len(rows) - len(fitting)} of {len(rows)} {split} prompts are longer than {longest} tokens: left out")
+    return fitting[:limit] if limit else fitting
+
+
+def _common_arguments(profile: Profile, stage: Path, seed: int) -> dict:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return dict(
+        output_dir=str(stage / "checkpoints"),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not cuda,
+        bf16=cuda and profile.policy.dtype == "bfloat16",
+        fp16=False,
+        optim="adamw_torch",
+        gradient_checkpointing=bool(profile.policy.lora_rank),
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+        save_strategy="steps",
+        save_total_limit=2,
+        logging_strategy="steps",
+        disable_tqdm=True,
+        report_to=["wandb"] if profile.track and _has_wandb_key() else [],
+    )
+
+
+def _has_wandb_key() -> bool:
+    import os
+
+    return bool(os.environ.get("WANDB_API_KEY")) or os.environ.get("WANDB_MODE") == "offline"
+
+
+def _train(trainer, stage: Path, steps: int, title: str) -> Path:
+    """Run a TRL trainer to its end with resume, log and progress; publish the policy atomically."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    checkpoint, complaints = last_good_checkpoint(stage / "checkpoints")
+    for complaint in complaints:
+        print(complaint)
+    trainer.add_callback(_stage_callback(stage, steps, title, resumed=checkpoint))
+    with explain_full_disk(stage):
+        stage.mkdir(parents=True, exist_ok=True)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with atomic_folder(stage / POLICY) as folder:
+            trainer.save_model(str(folder))
+            trainer.processing_class.save_pretrained(str(folder))
+    return stage / POLICY
+
+
+def _stage_callback(stage: Path, steps: int, title: str, resumed: Path | None):
+    from transformers import TrainerCallback
+
+    class StageCallback(TrainerCallback):
+        """Seals checkpoints, appends the log, shows the progress."""
+
+        def on_train_begin(self, args, state, control, **_):
+            self.progress = StageProgress(title, steps, done=state.global_step)
+            _drop_log_after(stage / LOG, state.global_step)
+
+        def on_step_end(self, args, state, control, **_):
+            self.progress.update(state.global_step)
+
+        def on_save(self, args, state, control, **_):
+            seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if not logs or "train_runtime" in logs:
+                return
+            entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, (int, float))}}
+            with open(stage / LOG, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.progress.note(entry)
+
+        def on_train_end(self, args, state, control, **_):
+            self.progress.close()
+
+    return StageCallback()
+
+
+def read_log(stage: Path) -> list[dict]:
+    """The log of a stage, one dict per logged step; a line cut short by a kill is skipped."""
+    path = Path(stage) / LOG
+    if not path.exists():
+        raise LabError(f"{path} does not exist: run the stage that writes it first")
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def _drop_log_after(path: Path, step: int) -> None:
+    """A resumed run logs the steps after its checkpoint again."""
+    if path.exists():
+        kept = [entry for entry in read_log(path.parent) if entry["step"] <= step]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
