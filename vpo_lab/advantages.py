@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import numpy as np
 
@@ -104,7 +105,14 @@ class Method:
         return self.estimator(rewards, group_size, rng, **dict(self.options))
 
     def with_options(self, **options) -> Method:
-        """The same method with options of its estimator fixed, e.g. `weight_draws=8` for VPO."""
+        """The same method with options of its estimator fixed, e.g. `weight_draws=8` for VPO.
+
+        Raises LabError on an option that the estimator does not have.
+        """
+        known = [p.name for p in signature(self.estimator).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        for name in options:
+            if name not in known:
+                raise LabError(f"method {self.name!r} has no option {name!r}; it has: {', '.join(known) or 'none'}")
         return replace(self, options=tuple({**dict(self.options), **options}.items()))
 
 

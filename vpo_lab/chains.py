@@ -14,6 +14,7 @@ Numbers matter: with them a policy can specialise by position, and a lost tag lo
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 
 from vpo_lab.errors import LabError
 
@@ -52,7 +53,7 @@ def split_chain(text: str, m: int) -> list[str]:
     openings = list(_OPENING.finditer(text))
     answers = [""] * m
     seen = set()
-    for opening, following in zip(openings, [*openings[1:], None], strict=True):
+    for opening, following in zip_longest(openings, openings[1:]):
         number = int(opening[1])
         if number in seen or not 1 <= number <= m:
             continue

@@ -118,7 +118,7 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     """
     points, reference = _finite(points, "points", ("n", "D")), _finite(reference, "reference", ("D",))
     if points.ndim != 2 or reference.shape != points.shape[-1:]:
-        raise LabError(f"points {points.shape} and reference {reference.shape}: expected (n, D) and (D,)")
+        raise LabError(f"points of shape {points.shape}, reference {reference.shape}: expected (n, D), (D,)")
     import moocore
 
     return float(moocore.hypervolume(points, ref=reference, maximise=True))
@@ -212,7 +212,7 @@ def paired_bootstrap(
     """
     a_N, b_N = _per_request(a, "a"), _per_request(b, "b")
     if a_N.shape != b_N.shape:
-        raise LabError(f"a has {len(a_N)} requests, b {len(b_N)}: a pair needs the same ones in the same order")
+        raise LabError(f"a has {len(a_N)} requests, b {len(b_N)}: a pair needs the same ones, in one order")
     return bootstrap_interval(a_N - b_N, level=level, resamples=resamples, seed=seed)
 
 

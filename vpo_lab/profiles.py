@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 
 from vpo_lab.errors import LabError
@@ -101,23 +102,28 @@ class Profile:
         rules = [
             (rl.candidates >= 1, f"rl.candidates (M) = {rl.candidates}: at least 1"),
             (rl.weight_draws >= 1, f"rl.weight_draws (K) = {rl.weight_draws}: at least 1"),
-            (rl.alpha > 0, f"rl.alpha = {rl.alpha}: must be positive"),
+            (0 < rl.alpha < math.inf, f"rl.alpha = {rl.alpha}: must be positive and finite"),
+            (rl.sampler in ("sobol", "iid"), f"rl.sampler = {rl.sampler!r}: 'sobol' or 'iid'"),
+            (rl.micro_rollouts >= 0 and self.sft.micro_rows >= 0, "micro_rollouts, micro_rows: 0 or more"),
+            (rl.learning_rate > 0 and self.sft.learning_rate > 0, "learning rates must be positive"),
+            (rl.temperature > 0 and evaluation.temperature > 0, "temperatures must be positive"),
+            (self.sft.batch_rows >= 1 and evaluation.bootstrap >= 1, "sft.batch_rows and bootstrap: at least 1"),
             (rl.group_size >= 2, f"rl.group_size (G) = {rl.group_size}: at least 2, or nothing is compared"),
             (
                 rl.rollouts >= rl.group_size and rl.rollouts % max(rl.group_size, 1) == 0,
                 f"rl.rollouts (B) = {rl.rollouts}: must be a multiple of rl.group_size = {rl.group_size}",
             ),
             (
-                rl.micro_rollouts == 0 or rl.rollouts % rl.micro_rollouts == 0,
+                rl.micro_rollouts <= 0 or rl.rollouts % rl.micro_rollouts == 0,
                 f"rl.micro_rollouts = {rl.micro_rollouts}: must divide rl.rollouts = {rl.rollouts}",
             ),
             (
-                self.sft.micro_rows == 0 or self.sft.batch_rows % self.sft.micro_rows == 0,
+                self.sft.micro_rows <= 0 or self.sft.batch_rows % self.sft.micro_rows == 0,
                 f"sft.micro_rows = {self.sft.micro_rows}: must divide sft.batch_rows = {self.sft.batch_rows}",
             ),
             (self.sft.steps >= 1 and rl.steps >= 1, "sft.steps and rl.steps: at least 1"),
             (
-                evaluation.candidates % rl.candidates == 0,
+                evaluation.candidates % max(rl.candidates, 1) == 0,
                 f"evaluation.candidates = {evaluation.candidates}: must be a multiple of M = {rl.candidates}",
             ),
             (

@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 from vpo_lab.profiles import Policy
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Capitalised words and free-standing numbers may be values; numbered tags and the start of a second
-# call are borders, or every pair of neighbours would be a piece of its own.
-_PIECE = re.compile(r"</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?={)")
+# Capitalised words and free-standing numbers may be values; numbered tags and the borders around a
+# call's name stand alone, or every pair of neighbours would be a piece of its own.
+_PIECE = re.compile(r"</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?={)|(?<=parameters.: {)")
 
 
 def recurring_pieces(texts: Iterable[str], min_share: float = 0.0003) -> list[str]:
@@ -37,7 +38,7 @@ def recurring_pieces(texts: Iterable[str], min_share: float = 0.0003) -> list[st
         for segment, pieces in sequences.items():
             for piece in pieces:
                 single[piece] += counts[segment]
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairwise(pieces):
                 pairs[pair] += counts[segment]
         inseparable = {pair for pair, n in pairs.items() if n >= enough and n in (single[pair[0]], single[pair[1]])}
         if not inseparable:

@@ -34,7 +34,7 @@ from vpo_lab.tasks.tool_reward import OBJECTIVES, score
 
 WORLD_SEED = 20260522
 SPLIT_SIZES = {"train": 4096, "test": 200}
-ANNOTATOR_SKILL = 0.4  # how often a demonstration follows the hidden distribution
+ANNOTATOR_SKILL = 0.2  # how often a demonstration follows the hidden distribution
 CORRUPTED = 0.3  # the share of demonstrations with one more mistake
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -42,7 +42,7 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 @dataclass(frozen=True)
 class Domain:
-    """Five tools over one kind of thing. `tools`: name -> (description, parameter names)."""
+    """Eight tools over one kind of thing. `tools`: name -> (description, parameter names)."""
 
     thing: str
     things: tuple[str, ...]
@@ -72,6 +72,9 @@ DOMAINS = {
             "find_trains": ("Trains to a city.", ("city", "day")),
             "book_table": ("A table in a restaurant.", ("city", "guests")),
             "city_guide": ("What to see in a city.", ("city",)),
+            "rent_bike": ("Bikes for rent.", ("city", "day")),
+            "buy_tickets": ("Tickets for a museum.", ("city", "guests")),
+            "book_parking": ("A parking space.", ("city", "nights")),
         },
         occasions=(
             "a weekend in", "a business trip to", "a family visit to", "a honeymoon in",
@@ -90,6 +93,9 @@ DOMAINS = {
             "plan_lunch": ("Reserve a lunch.", ("person", "guests")),
             "share_report": ("Share the report.", ("person", "copies")),
             "ask_review": ("Ask for a review.", ("person", "day")),
+            "call_back": ("Plan a telephone call.", ("person", "day")),
+            "print_badges": ("Print visitor badges.", ("person", "copies")),
+            "find_contact": ("Look up an address.", ("person",)),
         },
         occasions=(
             "the budget with", "the launch with", "a farewell for", "the audit with",
@@ -108,6 +114,9 @@ DOMAINS = {
             "play_music": ("Play music.", ("room", "level")),
             "start_cleaning": ("Start the cleaner.", ("room", "day")),
             "lock_windows": ("Lock the windows.", ("room",)),
+            "open_blinds": ("Open the blinds.", ("room", "level")),
+            "boil_water": ("Keep water warm.", ("room", "degrees")),
+            "air_room": ("Let in fresh air.", ("room", "day")),
         },
         occasions=(
             "a party in the", "a quiet evening in the", "guests in the", "a cold night in the",
@@ -126,6 +135,9 @@ DOMAINS = {
             "compare_offers": ("Compare offers.", ("item",)),
             "reserve_item": ("Reserve in the shop.", ("item", "day")),
             "return_item": ("Send back an article.", ("item", "quantity")),
+            "sell_item": ("Offer for sale.", ("item", "quantity")),
+            "plan_delivery": ("Set a delivery day.", ("item", "day")),
+            "rate_item": ("Leave a rating.", ("item", "stars")),
         },
         occasions=(
             "a birthday needs", "the stock of", "a complaint about", "a picnic with",
@@ -258,57 +270,6 @@ def _requests() -> dict[str, tuple[tuple[_Request, int], ...]]:
     return splits
 
 
-class TinyTools:
-    """The generated world as a task. Scored by ToolRL's rules, exactly as the real rows are."""
-
-    name = "tiny_tools"
-    objectives = OBJECTIVES
-
-    def score(self, answer: str, gold: str) -> np.ndarray:
-        """(4,) in [0, 1]: format, tool_name, param_name, param_value."""
-        return score(answer, gold)
-
-    def load(self, path: str | None = None, split: str = "train") -> list[dict]:
-        """4,096 train or 200 test rows, the same on every machine. `path` must be empty."""
-        if path:
-            raise LabError(f"tiny_tools is generated and reads no file: drop the data path {str(path)!r}")
-        if split not in SPLIT_SIZES:
-            raise LabError(f"unknown split {split!r} of tiny_tools: choose 'train' or 'test'")
-        rows = []
-        for number, (request, outcome) in enumerate(_requests()[split]):
-            kind = kinds()[request.kind]
-            rows.append(
-                {
-                    "id": f"tiny_tools-{split}-{number}",
-                    "prompt": [
-                        {"role": "system", "content": _system_prompt(kind.domain)},
-                        {
-                            "role": "user",
-                            "content": f"**Dialogue Records History**\n<user> {request.text()} </user>",
-                        },
-                    ],
-                    "gold": render_answer(request.calls(*kind.outcomes[outcome])),
-                }
-            )
-        return rows
-
-    def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """`n` distinct answers of a mediocre annotator: the warmup must not hand over the solution.
-
-        With ANNOTATOR_SKILL the annotator follows the hidden distribution, else any tools of the
-        domain will do; CORRUPTED of the answers then have a key dropped, renamed or added, or a
-        wrong value.
-        """
-        split, number = row["id"].split("-")[1:]
-        request, _ = _requests()[split][int(number)]
-        answers: list[str] = []
-        while len(answers) < n:
-            answer = render_answer(_annotate(request, rng))
-            if answer not in answers:
-                answers.append(answer)
-        return answers
-
-
 def _annotate(request: _Request, rng: np.random.Generator) -> list[dict]:
     kind = kinds()[request.kind]
     tools = list(DOMAINS[kind.domain].tools)
@@ -431,3 +392,58 @@ def _undominated(points: np.ndarray) -> list[int]:
     distinct = points[first]
     beaten = (distinct[None] >= distinct[:, None]).all(axis=2).sum(axis=1) > 1
     return first[~beaten].tolist()
+
+
+# --- The task ---------------------------------------------------------------------------------
+
+
+class TinyTools:
+    """The generated world as a task. Scored by ToolRL's rules, exactly as the real rows are."""
+
+    name = "tiny_tools"
+    objectives = OBJECTIVES
+    ceiling = staticmethod(ceiling)
+
+    def score(self, answer: str, gold: str) -> np.ndarray:
+        """(4,) in [0, 1]: format, tool_name, param_name, param_value."""
+        return score(answer, gold)
+
+    def load(self, path: str | None = None, split: str = "train") -> list[dict]:
+        """4,096 train or 200 test rows, the same on every machine. `path` must be empty."""
+        if path:
+            raise LabError(f"tiny_tools is generated and reads no file: drop the data path {str(path)!r}")
+        if split not in SPLIT_SIZES:
+            raise LabError(f"unknown split {split!r} of tiny_tools: choose 'train' or 'test'")
+        rows = []
+        for number, (request, outcome) in enumerate(_requests()[split]):
+            kind = kinds()[request.kind]
+            rows.append(
+                {
+                    "id": f"tiny_tools-{split}-{number}",
+                    "prompt": [
+                        {"role": "system", "content": _system_prompt(kind.domain)},
+                        {
+                            "role": "user",
+                            "content": f"**Dialogue Records History**\n<user> {request.text()} </user>",
+                        },
+                    ],
+                    "gold": render_answer(request.calls(*kind.outcomes[outcome])),
+                }
+            )
+        return rows
+
+    def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
+        """`n` distinct answers of a mediocre annotator: the warmup must not hand over the solution.
+
+        With ANNOTATOR_SKILL the annotator follows the hidden distribution, else any tools of the
+        domain will do; CORRUPTED of the answers then have a key dropped, renamed or added, or a
+        wrong value.
+        """
+        split, number = row["id"].split("-")[1:]
+        request, _ = _requests()[split][int(number)]
+        answers: list[str] = []
+        while len(answers) < n:
+            answer = render_answer(_annotate(request, rng))
+            if answer not in answers:
+                answers.append(answer)
+        return answers

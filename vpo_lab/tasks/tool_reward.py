@@ -60,7 +60,7 @@ class Call:
 class ParsedAnswer:
     """What was read from an answer."""
 
-    think: str | None  # the text of the closed think block that opens the answer
+    think: str | None  # the closed think block that opens the answer, trimmed
     calls: tuple[Call, ...]  # in the order written
     response: str  # trimmed, "" where there is none
     call_format: bool  # the format that a row with calls asks for
@@ -167,7 +167,7 @@ def _read_thinking(text: str) -> tuple[str | None, bool, str]:
         position = first_close + len(closing)
     elif first_close >= 0 and not text[:first_open].strip():
         position = first_close + len(closing)
-        think = text[first_open + len(opening) : first_close]
+        think = text[first_open + len(opening) : first_close].strip()
         only_one = text.find(opening, position) < 0 and text.find(closing, position) < 0
     outside = []
     while (begin := text.find(opening, position)) >= 0:

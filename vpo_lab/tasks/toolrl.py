@@ -33,6 +33,7 @@ CHUNK_BYTES = 1 << 16
 GIT_BLOBS = {"test": "ccdac1cc0112fb54dd68cbc88d9abfe28ce3d749"}
 ROW_COUNTS = {"train": 3920, "test": 80}
 
+WANTED = "pass a parquet file in ToolRL's format"
 OWN_COPY = "pass your own copy with path= (--data on the command line)"
 
 
@@ -112,7 +113,7 @@ def _golds_with_one_slip(row: dict) -> list[str]:
 def read_rows(file: str | os.PathLike) -> list[dict]:
     """The rows of one parquet file in ToolRL's columns. LabError if they cannot be had from it."""
     file = Path(file)
-    if not file.is_file():
+    if not os.path.isfile(file):  # False, too, where a folder on the way is closed to us
         raise LabError(
             f"no data file {file}: check the path, or leave it out to download ToolRL's rows"
         )
@@ -145,10 +146,8 @@ def _read_columns(file: Path) -> tuple[list, list]:
             table = pq.ParquetFile(source)
             missing = [name for name in names if name not in table.schema_arrow.names]
             if missing:
-                raise LabError(
-                    f"{file} has no column {missing[0]!r} (it has: {', '.join(table.schema_arrow.names)}): "
-                    "pass a parquet file in ToolRL's format"
-                )
+                found = ", ".join(table.schema_arrow.names)
+                raise LabError(f"{file} has no column {missing[0]!r} (it has: {found}): {WANTED}")
             data = table.read(columns=list(names))
             return tuple(data.column(name).to_pylist() for name in names)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -158,11 +157,10 @@ def _read_columns(file: Path) -> tuple[list, list]:
 
 
 def _messages(prompt: Any, file: Path, number: int) -> list[dict]:
-    good = isinstance(prompt, list) and prompt
-    if not good or not all(_is_message(message) for message in prompt):
+    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
         raise LabError(
-            f"{file}, row {number}: column 'prompt' is not a list of messages with text in 'role' and "
-            "'content': pass a parquet file in ToolRL's format"
+            f"{file}, row {number}: column 'prompt' is not a list of messages with 'role' and "
+            f"'content': {WANTED}"
         )
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
 
@@ -177,8 +175,7 @@ def _gold(reward_model: Any, file: Path, number: int) -> str:
     gold = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
     if not isinstance(gold, str):
         raise LabError(
-            f"{file}, row {number}: column 'reward_model' has no text in 'ground_truth': "
-            "pass a parquet file in ToolRL's format"
+            f"{file}, row {number}: column 'reward_model' has no text in 'ground_truth': {WANTED}"
         )
     return gold
 
@@ -201,40 +198,44 @@ def fetch(split: str) -> Path:
     """The split's parquet file in the cache, downloaded if absent and checked every time."""
     file = cache_folder() / f"{split}.parquet"
     record = file.with_suffix(".sha256")
-    if not file.is_file():
-        part = file.with_suffix(".part")
-        _download(f"{BASE_URL}/{split}.parquet", part)
-        _check_download(part, split)
-        _write_record(record, _hash(part))
-        part.replace(file)
-    elif not _is_same(file, split, record):
-        raise LabError(f"{file} is not the file that was downloaded: delete it and run again")
+    try:
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            _download(f"{BASE_URL}/{split}.parquet", part)
+            _check_download(part, split)
+            record.write_text(_hash(part) + "\n")
+            part.replace(file)
+        elif not _is_same(file, split, record):
+            raise LabError(f"{file} is not the file that was downloaded: delete it and run again")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            what = f"the disk is full at {file.parent}: free some space"
+        else:
+            what = f"cannot use the cache {file.parent} ({_line(error)}): make it writable"
+        raise LabError(f"{what}, or set VPO_LAB_CACHE to another folder") from error
     return file
 
 
 def _download(url: str, part: Path) -> None:
     """Bring `part` to the full length of the file at `url`, going on from what is there."""
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as sink:
-            start = sink.tell()
-            expected = _transfer(url, sink, start)
-    except OSError as error:
-        raise _cannot_save(part, error) from error
+    with part.open("ab") as sink:
+        expected = _transfer(url, sink)
     size = part.stat().st_size
     if expected is not None and size != expected:
         if size > expected:
             part.unlink()
         raise LabError(
-            f"download of {url} stopped at {size:,} of {expected:,} bytes: run again to go on"
+            f"the download of {url} stopped at {size:,} of {expected:,} bytes: run again to go on"
         )
 
 
-def _transfer(url: str, sink: BinaryIO, start: int) -> int | None:
-    """Append what is missing after `start` bytes; the length of the whole file where it is known.
+def _transfer(url: str, sink: BinaryIO) -> int | None:
+    """Append what is missing; the length of the whole file where the server tells it.
 
-    LabError for trouble with the network; an OSError that comes out of here is the disk's.
+    LabError for trouble with the network, so that an OSError from here is the disk's.
     """
+    start = sink.tell()
     headers = {"User-Agent": "vpo-lab", **({"Range": f"bytes={start}-"} if start else {})}
     try:
         response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_S)
@@ -270,29 +271,29 @@ def _transfer(url: str, sink: BinaryIO, start: int) -> int | None:
 def _check_download(part: Path, split: str) -> None:
     """LabError, and no `part` left to go on from, unless it is the published file."""
     try:
-        rows = len(read_rows(part))
-        right = rows == ROW_COUNTS[split] and _git_blob_matches(part, split)
-        found = "another content than the published file"
-        if rows != ROW_COUNTS[split]:
-            found = f"{rows:,} rows instead of {ROW_COUNTS[split]:,}"
+        n_rows = len(read_rows(part))
+        if n_rows != ROW_COUNTS[split]:
+            raise LabError(f"it has {n_rows:,} rows instead of {ROW_COUNTS[split]:,}")
+        if not _is_published(part, split):
+            raise LabError("its content is not that of the published file")
     except LabError as error:
-        right, found = False, str(error)
-    if not right:
         part.unlink()
-        raise LabError(f"the download of {split}.parquet has {found}: run again, or {OWN_COPY}")
+        raise LabError(
+            f"the download of {split}.parquet went wrong ({error}): run again, or {OWN_COPY}"
+        ) from error
 
 
 def _is_same(file: Path, split: str, record: Path) -> bool:
     if split in GIT_BLOBS:
-        return _git_blob_matches(file, split)
-    # Without the record there is nothing to compare with; the readers still check the rows.
+        return _is_published(file, split)
+    # A file that was put there by hand has no record; the reader still checks its rows.
     return not record.is_file() or record.read_text().strip() == _hash(file)
 
 
-def _git_blob_matches(file: Path, split: str) -> bool:
-    if split not in GIT_BLOBS:
-        return True
-    return _hash(file, "sha1", b"blob %d\0" % file.stat().st_size) == GIT_BLOBS[split]
+def _is_published(file: Path, split: str) -> bool:
+    """Does the file have git's name of the published one? True where that is not known."""
+    blob = GIT_BLOBS.get(split)
+    return blob is None or blob == _hash(file, "sha1", b"blob %d\0" % file.stat().st_size)
 
 
 def _hash(file: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
@@ -301,21 +302,6 @@ def _hash(file: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
         while chunk := source.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _write_record(record: Path, digest: str) -> None:
-    try:
-        record.write_text(digest + "\n")
-    except OSError as error:
-        raise _cannot_save(record, error) from error
-
-
-def _cannot_save(file: Path, error: OSError) -> LabError:
-    if error.errno == errno.ENOSPC:
-        return LabError(
-            f"the disk is full at {file.parent}: free some space, or set VPO_LAB_CACHE to another folder"
-        )
-    return LabError(f"cannot write {file} ({_line(error)}): set VPO_LAB_CACHE to another folder")
 
 
 def _unreachable(url: str, error: Exception) -> LabError:

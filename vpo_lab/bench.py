@@ -1,0 +1,186 @@
+"""How fast the parts are that run at every step: `python -m vpo_lab.bench [--json FILE]`.
+
+Each figure is the median of 5 runs after one that is not counted. Where a comparison helps, both sides
+are measured in the same run: a ratio carries over to another machine, milliseconds do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.advantages import METHODS
+from vpo_lab.scalarization import dirichlet_weights, set_reward
+from vpo_lab.tasks import get_task
+from vpo_lab.tasks.tool_reward import score
+
+REPEATS = 5
+ROLLOUTS, GROUP_SIZE = 1024, 8
+SIZES = [(m, d, k) for m in (3, 8) for d in (4, 16) for k in (128, 1024)]
+LIGHT_MODULES = ("advantages", "chains", "metrics", "profiles", "scalarization", "tasks")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: what was measured, at which size, and against what."""
+
+    part: str
+    size: str
+    value: float
+    unit: str
+    note: str = ""
+
+
+def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The median wall time of `run`, after one call that pays for imports and caches."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+# --- The scorer -------------------------------------------------------------------------------
+
+
+def scorer_rows() -> tuple[str, list[tuple[str, str]]]:
+    """(where from, (answer, gold) pairs): ToolRL's test rows where they are, else the tiny world's."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "toolrl"
+    path = Path(os.environ.get("VPO_LAB_TOOLRL") or beside)
+    if path.exists():
+        task, rows, source = get_task("toolrl"), get_task("toolrl").load(path, "test"), "ToolRL's test rows"
+    else:
+        task, rows, source = (
+            get_task("tiny_tools"),
+            get_task("tiny_tools").load(split="test"),
+            "tiny_tools rows",
+        )
+    rng = np.random.default_rng(0)
+    pairs = [(answer, row["gold"]) for row in rows for answer in task.demonstrations(row, 3, rng)]
+    return source, pairs
+
+
+def bench_scorer() -> list[Row]:
+    source, pairs = scorer_rows()
+    seconds = median_seconds(lambda: [score(answer, gold) for answer, gold in pairs])
+    return [Row("scorer", f"{len(pairs)} answers", len(pairs) / seconds, "answers/s", source)]
+
+
+# --- Set rewards and advantages ---------------------------------------------------------------
+
+
+def loop_set_reward(rewards_BMD: np.ndarray, weights_KD: np.ndarray) -> list[float]:
+    """The set reward in plain Python, the yardstick for numpy's."""
+    weights, result = weights_KD.tolist(), []
+    for answers in rewards_BMD.tolist():
+        bests = [max(sum(wd * rd for wd, rd in zip(w, r, strict=True)) for r in answers) for w in weights]
+        result.append(sum(bests) / len(bests))
+    return result
+
+
+def bench_rewards() -> list[Row]:
+    rng, result = np.random.default_rng(0), []
+    for m, d, k in SIZES:
+        size = f"B={ROLLOUTS} M={m} D={d} K={k}"
+        rewards_BMD, weights_KD = rng.random((ROLLOUTS, m, d)), dirichlet_weights(k, d)
+        few = rewards_BMD[:4]  # the loop is slow: its time per rollout is what counts
+        seconds = median_seconds(lambda r=rewards_BMD, w=weights_KD: set_reward(r, w))
+        slow = median_seconds(lambda r=few, w=weights_KD: loop_set_reward(r, w)) * ROLLOUTS / len(few)
+        note = f"{slow / seconds:,.0f} x a Python loop's speed"
+        result.append(Row("set_reward", size, 1e3 * seconds, "ms", note))
+        method = METHODS["vpo"].with_options(weight_draws=k)
+        seconds = median_seconds(lambda r=rewards_BMD, v=method: v.advantages(r, GROUP_SIZE, rng))
+        result.append(
+            Row(
+                "advantages of vpo",
+                f"{size} G={GROUP_SIZE}",
+                1e3 * seconds,
+                "ms",
+                "fresh draws for each group",
+            )
+        )
+    return result
+
+
+# --- Imports ----------------------------------------------------------------------------------
+
+
+def bench_imports() -> list[Row]:
+    """Seconds inside a fresh interpreter, taken in turns, so that a busy moment hits all of them."""
+    statements = {
+        "numpy": "import numpy",
+        "vpo_lab": "import vpo_lab",
+        "vpo_lab and its light modules": "import " + ", ".join(f"vpo_lab.{name}" for name in LIGHT_MODULES),
+    }
+    seconds = {name: [] for name in statements}
+    for turn in range(REPEATS + 1):
+        for name, statement in statements.items():
+            code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            if turn:  # the first turn reads from the disk
+                seconds[name].append(float(done.stdout))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        Row("import", name, value, "s", f"{value / medians['numpy']:.2f} x the time of import numpy")
+        for name, value in medians.items()
+    ]
+
+
+# --- A training step --------------------------------------------------------------------------
+
+
+def bench_training_step() -> list[Row]:
+    """The share of a training step that rewards and advantages take."""
+    return []
+
+
+# --- The table --------------------------------------------------------------------------------
+
+
+def bench() -> list[Row]:
+    """Every figure, in the order of the table. About half a minute on one CPU core."""
+    return [*bench_scorer(), *bench_rewards(), *bench_imports(), *bench_training_step()]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(prog="python -m vpo_lab.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    rows = bench()
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
+    table = Table(title="VPO Lab, median of 5 | " + " | ".join(f"{k} {v}" for k, v in versions.items()))
+    for name, side in (
+        ("part", "left"),
+        ("size", "left"),
+        ("value", "right"),
+        ("unit", "left"),
+        ("note", "left"),
+    ):
+        table.add_column(name, justify=side)
+    for row in rows:
+        value = f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
+        table.add_row(row.part, row.size, value, row.unit, row.note)
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    if options.json:
+        report = {**versions, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Pools of candidates on held-out requests, and the summary that compares them.
+
+A pool holds what one policy answered: C chains of M candidates for each of N requests. Everything
+that is reported is computed from pools, so figures and tables never need the policies again.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import vpo_lab
+from vpo_lab.chains import split_chain
+from vpo_lab.errors import LabError
+from vpo_lab.metrics import (
+    bootstrap_interval,
+    chain_best_at_k,
+    chain_expected_utility_at_k,
+    distinct_share,
+    objective_collinearity,
+    paired_bootstrap,
+    reward_diversity,
+)
+from vpo_lab.policy import load_policy, render_prompt, sample
+from vpo_lab.profiles import Profile
+from vpo_lab.progress import StageProgress
+from vpo_lab.scalarization import dirichlet_weights
+from vpo_lab.storage import commit, read_json, write_json
+from vpo_lab.tasks import Task, get_task
+from vpo_lab.training import POLICY, candidates_of, load_rows, score_rollouts
+
+SOLVED = 1 - 1e-9
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of one policy. Axes: N requests, C chains, M candidates, D objectives."""
+
+    name: str  # "sft", "sft_chain" or a method
+    task: str
+    objectives: tuple[str, ...]
+    ids: tuple[str, ...]  # (N,) row ids
+    answers: list[list[list[str]]]  # (N, C, M) texts
+    rewards_NCMD: np.ndarray
+    tokens_NC: np.ndarray  # completion tokens of each chain
+
+    @property
+    def m(self) -> int:
+        return self.rewards_NCMD.shape[2]
+
+    @property
+    def scalar_NCM(self) -> np.ndarray:
+        """The mean of the objectives: what GRPO trains on and best@k is measured in."""
+        return self.rewards_NCMD.mean(axis=3)
+
+    @property
+    def solved_NCM(self) -> np.ndarray:
+        """1.0 where every objective is 1."""
+        return (self.rewards_NCMD >= SOLVED).all(axis=3).astype(float)
+
+    def save(self, path: Path) -> None:
+        """Write the pool as gzipped JSON, atomically."""
+        write_json(
+            path,
+            {
+                "name": self.name,
+                "task": self.task,
+                "objectives": self.objectives,
+                "ids": self.ids,
+                "answers": self.answers,
+                "rewards": np.round(self.rewards_NCMD, 6).tolist(),
+                "tokens": self.tokens_NC.tolist(),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Pool:
+        """Read a saved pool; LabError if it is missing or damaged."""
+        data = read_json(path)
+        try:
+            pool = cls(
+                name=data["name"],
+                task=data["task"],
+                objectives=tuple(data["objectives"]),
+                ids=tuple(data["ids"]),
+                answers=data["answers"],
+                rewards_NCMD=np.array(data["rewards"], dtype=float),
+                tokens_NC=np.array(data["tokens"], dtype=int),
+            )
+            fits = pool.rewards_NCMD.shape[:2] == pool.tokens_NC.shape == (len(pool.ids), len(pool.answers[0]))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise LabError(f"{path} is not a candidate pool ({error}): delete it and run again") from error
+        if not fits or pool.rewards_NCMD.ndim != 4:
+            raise LabError(f"{path} is not a candidate pool (its axes do not match): delete it and run again")
+        return pool
+
+
+def pool_names(profile: Profile) -> list[str]:
+    """The pools of a run: the SFT start with one answer and with chains, then every method."""
+    return ["sft", "sft_chain", *profile.methods]
+
+
+def evaluate(profile: Profile, name: str, run_dir: Path, seed: int) -> Pool:
+    """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
+
+    `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else a method.
+    """
+    path = pool_path(run_dir, name)
+    if path.exists():
+        return Pool.load(path)
+    task = get_task(profile.task)
+    stage = "sft" if name == "sft_chain" else name
+    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else candidates_of(profile, name)
+    model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
+    rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
+    pool = sample_pool(profile, task, model, tokenizer, rows, name, m, seed)
+    pool.save(path)
+    return pool
+
+
+def pool_path(run_dir: Path, name: str) -> Path:
+    return Path(run_dir) / "pools" / f"{name}.json.gz"
+
+
+def sample_pool(
+    profile: Profile, task: Task, model, tokenizer, rows: list[dict], name: str, m: int, seed: int
+) -> Pool:
+    """Sample `evaluation.candidates` candidates per row, ceil(n / m) chains of m, and score them."""
+    settings = profile.evaluation
+    chains = math.ceil(settings.candidates / m)
+    prompts = [render_prompt(tokenizer, row["prompt"], m) for row in rows for _ in range(chains)]
+    progress = StageProgress(f"candidates of {name}", len(prompts))
+    texts, tokens = sample(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=profile.policy.max_answer_tokens * m,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed + 1_000_003,  # not the seed of a training
+        batch=settings.batch,
+        on_progress=progress.update,
+    )
+    progress.close()
+    golds = [row["gold"] for row in rows for _ in range(chains)]
+    rewards_BMD = score_rollouts(task, texts, golds, m)
+    answers = [split_chain(text, m) for text in texts]
+    return Pool(
+        name=name,
+        task=task.name,
+        objectives=task.objectives,
+        ids=tuple(row["id"] for row in rows),
+        answers=[answers[i : i + chains] for i in range(0, len(answers), chains)],
+        rewards_NCMD=rewards_BMD.reshape(len(rows), chains, m, -1),
+        tokens_NC=np.array(tokens).reshape(len(rows), chains),
+    )
+
+
+# --- What is reported -------------------------------------------------------------------------
+
+
+def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
+    """One metric per request at a budget of k candidates: (N,).
+
+    `metric` "best" (mean of the objectives), "pass" (all objectives 1) or "eum" (expected utility
+    under uniform weightings). For chains k counts candidates, see `metrics.chain_best_at_k`.
+    """
+    if metric == "best":
+        return chain_best_at_k(pool.scalar_NCM, k)
+    if metric == "pass":
+        return chain_best_at_k(pool.solved_NCM, k)
+    if metric == "eum":
+        weights_KD = dirichlet_weights(128, len(pool.objectives), seed=0)
+        return chain_expected_utility_at_k(pool.rewards_NCMD, weights_KD, k)
+    raise LabError(f"unknown metric {metric!r}: choose 'best', 'pass' or 'eum'")
+
+
+METRICS = ("best", "pass", "eum")
+
+
+def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dict:
+    """Everything reported of one pool; every figure is [mean, low, high] over requests, 95%."""
+
+    def interval(values_N: np.ndarray) -> list[float]:
+        return [round(x, 5) for x in bootstrap_interval(values_N, resamples=resamples)]
+
+    flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+    texts_N = [[answer for chain in row for answer in chain] for row in pool.answers]
+    return {
+        "candidates_per_rollout": pool.m,
+        "k": {
+            str(k): {
+                **{metric: interval(at_k(pool, metric, k)) for metric in METRICS},
+                # Chains come whole: a budget of k pays for ceil(k / M) of them.
+                "tokens": round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2),
+            }
+            for k in budgets
+        },
+        "objectives": {
+            name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)
+        },
+        "parse_rate": interval(flat_NnD[:, :, 0].mean(axis=1)),
+        "set_diversity": interval(reward_diversity(flat_NnD)),
+        "distinct_answers": interval(np.array([distinct_share(texts) for texts in texts_N])),
+        "quality_by_position": [interval(pool.scalar_NCM[:, :, j].mean(axis=1)) for j in range(pool.m)],
+    }
+
+
+def summarize(profile: Profile, run_dir: Path, seed: int, seconds: dict[str, float] | None = None) -> dict:
+    """Compare all pools of a run and write `summary.json`; returns what it wrote."""
+    budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
+    pools = {name: Pool.load(pool_path(run_dir, name)) for name in pool_names(profile)}
+    pairs = [("vpo", other) for other in pools if other != "vpo"] if "vpo" in pools else []
+    correlation_DD = objective_collinearity(pools["sft"].rewards_NCMD.reshape(-1, len(pools["sft"].objectives)))
+    off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
+    task = get_task(profile.task)
+    summary = {
+        "profile": profile.name,
+        "fingerprint": profile.fingerprint(),
+        "seed": seed,
+        "requests": len(pools["sft"].ids),
+        "versions": versions(),
+        "commit": commit(),
+        "interval": "95% percentile bootstrap over requests, one training seed",
+        "methods": {name: describe(pool, budgets, resamples) for name, pool in pools.items()},
+        "paired_differences": {
+            f"{a} - {b}": {
+                str(k): {
+                    metric: [
+                        round(x, 5)
+                        for x in paired_bootstrap(
+                            at_k(pools[a], metric, k), at_k(pools[b], metric, k), resamples=resamples
+                        )
+                    ]
+                    for metric in METRICS
+                }
+                for k in budgets
+            }
+            for a, b in pairs
+        },
+        # Measured on the SFT start: where it is above about .8 a vector says little more than a scalar.
+        "objective_correlation": None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4),
+        "ceiling": {str(k): task.ceiling(k) for k in budgets} if hasattr(task, "ceiling") else None,
+        "seconds": {key: round(value, 1) for key, value in (seconds or {}).items()},
+    }
+    write_json(Path(run_dir) / "summary.json", summary)
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    packages = ("torch", "trl", "transformers", "tokenizers", "numpy")
+    return {"vpo_lab": vpo_lab.__version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def sample_sets(pools: dict[str, Pool], request: int) -> dict[str, tuple[list[str], np.ndarray]]:
+    """One set of M answers per pool for a request, with reward vectors: what a widget shows.
+
+    M is the largest of the pools; single answers are taken as M independent samples.
+    """
+    m = max(pool.m for pool in pools.values())
+    sets = {}
+    for name, pool in pools.items():
+        answers = [answer for chain in pool.answers[request] for answer in chain][:m]
+        sets[name] = (answers, pool.rewards_NCMD[request].reshape(-1, len(pool.objectives))[:m])
+    return sets
