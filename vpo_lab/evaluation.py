@@ -127,6 +127,17 @@ def pool_path(run_dir: Path, name: str) -> Path:
     return Path(run_dir) / "pools" / f"{name}.json.gz"
 
 
+def find_results(run: Path, profile: Profile) -> Path:
+    """The run folder if it has all pools, else the results saved in the repository.
+
+    LabError if there are none of either.
+    """
+    for folder in (Path(run), Path(vpo_lab.__file__).resolve().parent.parent / "results" / profile.name):
+        if all(pool_path(folder, name).exists() for name in pool_names(profile)):
+            return folder
+    raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
+
+
 def sample_pool(
     profile: Profile, task: Task, model, tokenizer, rows: list[dict], name: str, m: int, seed: int
 ) -> Pool:
@@ -211,7 +222,7 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
     }
 
 
-def summarize(profile: Profile, run_dir: Path, seed: int, seconds: dict[str, float] | None = None) -> dict:
+def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
     """Compare all pools of a run and write `summary.json`; returns what it wrote."""
     budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
     pools = {name: Pool.load(pool_path(run_dir, name)) for name in pool_names(profile)}
@@ -246,7 +257,6 @@ def summarize(profile: Profile, run_dir: Path, seed: int, seconds: dict[str, flo
         # Measured on the SFT start: where it is above about .8 a vector says little more than a scalar.
         "objective_correlation": None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4),
         "ceiling": {str(k): task.ceiling(k) for k in budgets} if hasattr(task, "ceiling") else None,
-        "seconds": {key: round(value, 1) for key, value in (seconds or {}).items()},
     }
     write_json(Path(run_dir) / "summary.json", summary)
     return summary

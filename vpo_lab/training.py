@@ -306,7 +306,7 @@ def _stage_callback(stage: Path, steps: int, title: str, resumed: Path | None):
         def on_log(self, args, state, control, logs=None, **_):
             if not logs or "train_runtime" in logs:
                 return
-            entry = {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, (int, float))}}
+            entry = {"step": state.global_step, **{k: round(v, 6) for k, v in logs.items() if _is_kept(k, v)}}
             with open(stage / LOG, "a") as file:
                 file.write(json.dumps(entry) + "\n")
             self.progress.note(entry)
@@ -315,6 +315,20 @@ def _stage_callback(stage: Path, steps: int, title: str, resumed: Path | None):
             self.progress.close()
 
     return StageCallback()
+
+
+# TRL's own view of the reward is the advantage here, and clipping never acts on fresh rollouts.
+_NOISE = ("reward", "reward_std", "frac_reward_zero_std", "rewards/", "clip_ratio/", "completions/m", "epoch")
+_KEPT = ("completions/mean_length",)
+
+
+def _is_kept(key: str, value: object) -> bool:
+    """Is this metric worth a place in the log?"""
+    return isinstance(value, (int, float)) and (key in _KEPT or not any(_matches(key, name) for name in _NOISE))
+
+
+def _matches(key: str, name: str) -> bool:
+    return key.startswith(name) if name.endswith(("/", "/m")) else key == name
 
 
 def read_log(stage: Path) -> list[dict]:

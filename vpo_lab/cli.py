@@ -1,0 +1,102 @@
+"""The command line: run, figures, publish, doctor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpo_lab.errors import LabError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Learn, run and trust Vector Policy Optimization."
+)
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a profile field, e.g. rl.steps=20.")
+]
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="tiny, smoke or qwen3-1.7b.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    run_dir: Annotated[str, typer.Option(help="Where results go; default runs/PROFILE.")] = "",
+    data: Annotated[str, typer.Option(help="A parquet file or folder, instead of the task's own source.")] = "",
+    settings: Setting = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A further notebook parameter.")
+    ] = None,
+    one_at_a_time: Annotated[bool, typer.Option(help="Never run two notebooks side by side.")] = False,
+) -> None:
+    """Run the five notebooks; started again after a kill, continue where it was."""
+    from vpo_lab.pipeline import run_pipeline
+    from vpo_lab.report import print_summary
+
+    overrides = _assignments(settings, "--set")
+    if data:
+        overrides["data"] = str(Path(data).resolve())
+    path = run_pipeline(
+        profile, seed, run_dir, overrides, _assignments(parameter, "-p"), False if one_at_a_time else None
+    )
+    print_summary(path)
+
+
+@app.command()
+def figures(
+    results: Annotated[str, typer.Option(help="A run folder or a folder of saved results.")] = "results/tiny",
+    out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
+) -> None:
+    """Draw the figures from saved results, without training."""
+    from vpo_lab.report import draw_figures
+
+    for path in draw_figures(Path(results), Path(out)):
+        print(path)
+
+
+@app.command()
+def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder.")] = "runs/tiny") -> None:
+    """Copy a finished run's notebooks and results into the repository."""
+    from vpo_lab.pipeline import publish as publish_run
+
+    for path in publish_run(Path(run_dir)):
+        print(path)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run and what is missing."""
+    from vpo_lab.doctor import print_report
+
+    raise typer.Exit(print_report())
+
+
+def _assignments(items: list[str] | None, option: str) -> dict:
+    values = {}
+    for item in items or []:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise LabError(f"{option} {item!r}: write NAME=VALUE")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def main() -> None:
+    """Run the command line; a LabError is one line on stderr and exit status 1."""
+    try:
+        app()
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
