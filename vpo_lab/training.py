@@ -53,17 +53,29 @@ class VectorReward:
 
     __name__ = "advantage"
 
-    def __init__(self, task: Task, method: Method, m: int, group_size: int, seed: int):
+    def __init__(
+        self, task: Task, method: Method, m: int, group_size: int, seed: int, end_tokens: tuple[int, ...] = ()
+    ):
         self.task, self.method, self.m, self.group_size, self.seed = task, method, m, group_size, seed
+        self.end_tokens = end_tokens
         self.reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
-    def __call__(self, prompts, completions, gold, trainer_state, log_metric, **_) -> list[float]:
+    def __call__(
+        self, prompts, completions, gold, trainer_state, log_metric, completion_ids=None, **_
+    ) -> list[float]:
         start = time.perf_counter()
         rewards_BMD = score_rollouts(self.task, completions, gold, self.m)
+        # A rollout that never ends earns nothing. Nothing reads what follows the last answer, so
+        # without this a policy drifts into endless text, whose many tokens then rule the gradient.
+        unended_B = np.zeros(len(completions), dtype=bool)
+        if self.end_tokens and completion_ids is not None:
+            unended_B = np.array([not ids or ids[-1] not in self.end_tokens for ids in completion_ids])
+            rewards_BMD[unended_B] = 0.0
         # From seed and step, not from process state: a resumed run draws the same weights.
         rng = np.random.default_rng([self.seed, trainer_state.global_step])
         advantages_B = self.method.advantages(rewards_BMD, self.group_size, rng)
         log_metric("reward_seconds", time.perf_counter() - start)
+        log_metric("unended_rollouts", float(unended_B.mean()))
         for name, value in self.measure(rewards_BMD, completions).items():
             log_metric(name, value)
         return advantages_B.tolist()
@@ -205,7 +217,7 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
         model=model,
         args=args,
         processing_class=tokenizer,
-        reward_funcs=VectorReward(task, method, m, rl.group_size, seed),
+        reward_funcs=VectorReward(task, method, m, rl.group_size, seed, end_tokens=(tokenizer.eos_token_id,)),
         train_dataset=_rl_dataset(profile, task, tokenizer, m),
     )
     return _train(trainer, stage, rl.steps, method_name.upper())

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference_scorer import reference_score
+from scipy.optimize import linear_sum_assignment
 from toolrl_rows import ROWS, THOUGHT, call, call_answer
 
 from vpo_lab.errors import LabError
@@ -67,6 +68,7 @@ def assert_agrees(answer: str, gold: str) -> None:
         (GOLD.replace("<tool_call>", ""), 0),
         (GOLD + GOLD.replace(THOUGHT, ""), 0),
         (GOLD + "</tool_call>", 0),
+        (THOUGHT + '</tool_call><tool_call>{"name": "get"}', 0),
         (wrapped(""), 0),
         (wrapped("[]"), 0),
         (wrapped('{"name": "get"} and more'), 0),
@@ -239,6 +241,13 @@ def test_names_align_before_keys_and_keys_before_values():
 def test_ties_go_to_the_better_score():
     gold = call_answer(call("a", x=1, y=2), call("a", x=1))
     assert score(call_answer(call("a", x=1)), gold)[2:].tolist() == [0.5, 0.5]
+    # By keys F1: the calls without parameters belong together.
+    gold, answer = call_answer(call("r", y=1), call("s")), call_answer(call("p"), call("q", x=1))
+    assert score(answer, gold)[2:].tolist() == [0.5, 0.5]
+    # By values: the equal one weighs more against the gold that has fewer.
+    gold = call_answer(call("a", w=2), call("a", w=2, y=1))
+    answer = call_answer(call("a", w=2), call("a", w=1))
+    assert score(answer, gold)[3] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -565,6 +574,13 @@ def test_the_order_of_many_uneven_calls_never_matters():
         for _ in range(2)
     ]
     expected = score(*(call_answer(*side) for side in sides))
+    # The first criteria still decide.
+    calls, gold = (parse_answer(call_answer(*side)).calls for side in sides)
+    pairs = [tool_reward.score_pair(calls[i], gold[j]) for i, j in align(calls, gold)]
+    table = [[tool_reward.score_pair(c, g)[:3] for g in gold] for c in calls]
+    weights = np.array(table) @ [10**8, 10**4, 1]
+    rows, columns = linear_sum_assignment(weights, maximize=True)
+    assert sum(np.array(p[:3]) @ [10**8, 10**4, 1] for p in pairs) == weights[rows, columns].sum()
     for _ in range(5):
         shuffled = [rng.sample(side, len(side)) for side in sides]
         assert score(*(call_answer(*side) for side in shuffled)).tolist() == expected.tolist()
@@ -683,7 +699,9 @@ def test_the_caps_stand_where_they_are_said_to():
     assert score(GOLD + padding + " ", GOLD).tolist() == [0, 0, 0, 0]
     for n_lists, readable in ((MAX_DEPTH - 2, True), (MAX_DEPTH - 1, False)):
         nested = "[" * n_lists + "]" * n_lists
-        answer = wrapped(f'{{"name": "f", "parameters": {{"[{{": {nested}, "s": "\\"[[["}}}}')
+        answer = wrapped(
+            f'{{"name": "f", "parameters": {{"[{{": {nested}, "s": "\\"{"[" * 99}"}}}}'
+        )
         assert parse_answer(answer).call_format is readable
     for n_calls, readable in ((MAX_CALLS, True), (MAX_CALLS + 1, False)):
         parsed = parse_answer(wrapped('{"name": "f"}' * n_calls))

@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from math import fsum, lcm
+from math import lcm
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,9 +104,8 @@ def score(answer: str, gold: str) -> np.ndarray:
         n_pairs = max(len(calls), len(gold_calls))
         names = Counter(c.name for c in calls) & Counter(c.name for c in gold_calls)
         tool_name = 2 * names.total() / (len(calls) + len(gold_calls))
-        # fsum rounds once, so that the order of the pairs cannot show.
-        param_name = fsum(p.key_f1 for p in pairs) / n_pairs
-        param_value = fsum(p.value_share for p in pairs) / n_pairs
+        param_name = sum(p.key_f1 for p in pairs) / n_pairs
+        param_value = sum(p.value_share for p in pairs) / n_pairs
     else:
         nothing_to_call = not calls and not gold_calls
         tool_name = param_name = param_value = float(nothing_to_call and parsed.response != "")

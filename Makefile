@@ -1,0 +1,48 @@
+# Every target does its own set-up in .venv. PYTHON picks the interpreter (3.11 or 3.12).
+# PIP_ARGS goes to pip: on Linux without a GPU, an index with CPU builds of torch saves gigabytes.
+PYTHON ?= python3
+PIP_ARGS ?=
+PROFILE ?= tiny
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup run test lint bench figures publish doctor lab clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else 'Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=python3.11' % v)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_ARGS) torch==2.13.0
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+run: setup  ## the five notebooks, about a quarter of an hour; killed, it continues where it was
+	$(BIN)/vpo-lab run --profile $(PROFILE)
+
+test: setup  ## everything that needs no GPU
+	$(BIN)/ruff check .
+	$(BIN)/pytest tests/static tests/unit tests/pipeline
+
+lint: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## scorer, set reward, advantages, their share of a training step, import time
+	$(BIN)/python -m vpo_lab.bench
+
+figures: setup  ## redraw figures/ from results/, without training
+	$(BIN)/vpo-lab figures
+
+publish: setup  ## copy a finished run into notebooks/ and results/, then redraw the figures
+	$(BIN)/vpo-lab publish runs/$(PROFILE)
+	$(BIN)/vpo-lab figures
+
+doctor: setup  ## what this machine can run
+	$(BIN)/vpo-lab doctor
+
+lab: setup  ## open the course in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove the environment, keep the runs
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis
