@@ -58,11 +58,15 @@ def figures(
 
 @app.command()
 def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder.")] = "runs/tiny") -> None:
-    """Copy a finished run's notebooks and results into the repository."""
+    """Copy a finished run's notebooks and results into the repository, and its figures into the README."""
+    from vpo_lab.pipeline import notebook_folder
     from vpo_lab.pipeline import publish as publish_run
+    from vpo_lab.report import update_readme
+    from vpo_lab.storage import read_json
 
     for path in publish_run(Path(run_dir)):
         print(path)
+    update_readme(notebook_folder().parent / "README.md", read_json(Path(run_dir) / "summary.json"))
 
 
 @app.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
+from vpo_lab.errors import LabError
 from vpo_lab.storage import read_json, write_bytes
 from vpo_lab.training import read_log
 
@@ -75,3 +77,60 @@ def draw_figures(results: Path, out: Path) -> list[Path]:
         write_bytes(out / f"{name}.png", image.getvalue())
         paths.append(out / f"{name}.png")
     return paths
+
+
+# --- The README's table -----------------------------------------------------------------------
+
+BLOCK = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def readme_table(summary: dict) -> str:
+    """The comparison as Markdown: best@k and pass@k with their intervals, paired differences, losses."""
+    budgets = list(next(iter(summary["methods"].values()))["k"])
+    lines = []
+    for metric in ("best", "pass"):
+        lines += [
+            f"| {LABELS[metric]} | " + " | ".join(f"k = {k}" for k in budgets) + " |",
+            "|---|" + "---|" * len(budgets),
+        ]
+        for name, method in summary["methods"].items():
+            cells = [method["k"][k][metric] for k in budgets]
+            lines.append(f"| {name} | " + " | ".join(f"{m:.3f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in cells) + " |")
+        if summary["ceiling"]:
+            lines.append("| *ceiling* | " + " | ".join(f"{summary['ceiling'][k][metric]:.3f}" for k in budgets) + " |")
+        lines.append("")
+    lines.append(
+        f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out requests, "
+        f"{summary['interval']}. `sft` writes one answer at a time, `sft_chain` three in a chain."
+    )
+    lines.append("")
+    lines.append(_verdicts(summary))
+    return "\n".join(lines) + "\n"
+
+
+def _verdicts(summary: dict) -> str:
+    """Where VPO is ahead, behind or neither, by the sign of the paired intervals."""
+    sentences = []
+    for pair, by_k in summary["paired_differences"].items():
+        other = pair.removeprefix("vpo - ")
+        parts = []
+        for metric in ("best", "pass"):
+            signs = {k: _sign(*figures[metric][1:]) for k, figures in by_k.items()}
+            for sign, word in ((1, "ahead"), (-1, "**behind**"), (0, "neither")):
+                ks = [k for k, s in signs.items() if s == sign]
+                if ks:
+                    parts.append(f"{word} at {LABELS[metric]} for k = {', '.join(ks)}")
+        sentences.append(f"- VPO against {other} (paired over requests): {'; '.join(parts)}.")
+    return "\n".join(sentences)
+
+
+def _sign(low: float, high: float) -> int:
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def update_readme(readme: Path, summary: dict) -> None:
+    """Put the table of `summary` between the README's result marks; LabError if they are gone."""
+    text = readme.read_text()
+    if not BLOCK.search(text):
+        raise LabError(f"{readme} has no '<!-- results: -->' and '<!-- /results -->' lines: put them back")
+    write_bytes(readme, BLOCK.sub(lambda m: m[1] + readme_table(summary) + m[2], text).encode())

@@ -1,0 +1,151 @@
+"""The smoke profile through all five notebooks, offline; killed and started again; bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from vpo_lab.errors import LabError
+from vpo_lab.pipeline import WAVES, as_committed, check_parameters, only_one_in
+
+NOTEBOOKS = [name for wave in WAVES for name in wave]
+
+
+def start(run: Path, calls: Path, *arguments: str) -> subprocess.Popen:
+    """`vpo-lab run` under the smoke profile in a process of its own, without a network."""
+    blocker = str(Path(__file__).parent / "no_network")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [blocker, os.environ.get("PYTHONPATH")])),
+        "VPO_LAB_TEST_CALLS": str(calls),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "vpo_lab.cli", "run", "--profile", "smoke", "--run-dir", str(run), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> tuple[Path, str, str]:
+    """A run that nobody disturbed: its folder, what it printed, the connections it tried."""
+    folder = tmp_path_factory.mktemp("straight")
+    calls = folder / "calls.txt"
+    output = finish(start(folder / "run", calls))
+    return folder / "run", output, calls.read_text() if calls.exists() else ""
+
+
+def test_all_notebooks_run_and_the_summary_is_complete(straight):
+    run, output, _ = straight
+    for name in NOTEBOOKS:
+        cells = nbformat.read(run / f"{name}.ipynb", as_version=4).cells
+        assert not [o for c in cells for o in c.get("outputs", []) if o.output_type == "error"]
+    summary = results(run)
+    assert summary["profile"] == "smoke" and summary["seed"] == 0 and summary["versions"]["trl"]
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}
+    for method in summary["methods"].values():
+        assert set(method["k"]) == {"1", "3", "6"}
+        for figures in method["k"].values():
+            for metric in ("best", "pass", "eum"):
+                mean, low, high = figures[metric]
+                assert 0 <= low <= mean <= high <= 1
+    assert "best@k" in output
+
+
+def test_nothing_tries_the_network(straight):
+    assert straight[2] == ""
+
+
+def test_finished_work_is_not_repeated(straight):
+    run, _, _ = straight
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    output = finish(start(run, run.parent / "calls.txt"))
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+    assert "already done: 01, 02, 03, 04, 05" in output
+
+
+def test_killed_twice_gives_the_same_results(straight, tmp_path):
+    """Once while SFT trains, once while GRPO and VPO do; nothing is waited for by the clock alone."""
+    run, calls = tmp_path / "run", tmp_path / "calls.txt"
+    for sign in ("sft/log.jsonl", "*/checkpoints/checkpoint-2/sealed.json"):
+        process = start(run, calls)
+        deadline = time.monotonic() + 300
+        while not list(run.glob(sign if sign.startswith("sft") else f"vpo{sign[1:]}")):
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        time.sleep(3)  # kernels notice that their parent is gone
+        assert not (run / "summary.json").exists()
+    finish(start(run, calls))
+    assert results(run) == results(straight[0])
+
+
+def test_another_process_in_the_same_folder_is_refused(tmp_path):
+    with only_one_in(tmp_path), pytest.raises(LabError, match="in use by another process"), only_one_in(tmp_path):
+        pass
+
+
+def test_a_parameter_that_no_notebook_declares_is_an_error(tmp_path):
+    process = start(tmp_path / "run", tmp_path / "calls.txt", "-p", "sed=1")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "parameter 'sed' is not declared by 01_reward_vectors.ipynb" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_parameters_reads_annotated_and_plain_declarations(tmp_path):
+    declarations = "# note: x = 1\nprofile: str = 'tiny'\nseed = 0"
+    cell = nbformat.v4.new_code_cell(declarations, metadata={"tags": ["parameters"]})
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    check_parameters(path, {"profile": "smoke", "seed": 1})
+    with pytest.raises(LabError, match="'x' is not declared"):
+        check_parameters(path, {"x": 2})
+
+
+def test_a_failing_cell_is_one_line_that_names_notebook_and_error(tmp_path):
+    process = start(tmp_path / "run", tmp_path / "calls.txt", "--set", "policy.max_prompt_tokens=3")
+    output, _ = process.communicate(timeout=300)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1
+    assert len(errors) == 1 and "02_sft_warmup" in errors[0] and "max_prompt_tokens" in errors[0]
+    assert "Traceback" not in output
+
+
+def test_published_notebooks_carry_outputs_but_no_timings():
+    source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="a")])
+    executed = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("seed = 3", id="injected"),
+            nbformat.v4.new_code_cell(
+                "1 + 1",
+                id="a",
+                execution_count=7,
+                metadata={"papermill": {"duration": 1}},
+                outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=7)],
+            ),
+        ],
+        metadata={"papermill": {"output_path": "somewhere"}},
+    )
+    result = as_committed(executed, source)
+    assert [cell.id for cell in result.cells] == ["a"]
+    assert result.cells[0].execution_count == result.cells[0].outputs[0].execution_count == 1
+    assert "papermill" not in json.dumps(result)

@@ -1,0 +1,53 @@
+"""What agrees with what: pins, README and results, figures. No torch, seconds."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vpo_lab.report import BLOCK, readme_table
+from vpo_lab.storage import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    return dict(match.groups() for line in lines if (match := re.fullmatch(r"([\w.-]+)==([\w.]+)", line.strip())))
+
+
+def test_environment_and_pyproject_pin_the_same_versions():
+    ours = pins(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gpu"])
+    theirs = pins([line.strip().removeprefix("- ") for line in (ROOT / "environment.yml").read_text().splitlines()])
+    assert len(theirs) >= 14
+    assert {name: ours.get(name) for name in theirs} == theirs
+
+
+def test_makefile_installs_the_pinned_torch():
+    assert f"torch=={pins(PROJECT['dependencies'])['torch']}" in (ROOT / "Makefile").read_text()
+
+
+def test_ci_runs_the_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_readme_shows_the_committed_results():
+    block = BLOCK.search((ROOT / "README.md").read_text())
+    summary = read_json(ROOT / "results" / "tiny" / "summary.json")
+    assert block[0].removeprefix(block[1]).removesuffix(block[2]) == readme_table(summary)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_and_pictures_of_the_documents_exist(document):
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text())
+    local = [target for target in targets if "://" not in target]
+    assert local
+    assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+def test_pre_commit_uses_the_pinned_ruff():
+    version = pins(PROJECT["optional-dependencies"]["dev"])["ruff"]
+    found = set(re.findall(r"ruff==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text()))
+    assert found == {version}
