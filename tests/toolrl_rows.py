@@ -11,9 +11,7 @@ def _system(tools: dict[str, dict]) -> str:
         for i, (name, schema) in enumerate(tools.items(), start=1)
     ]
     return (
-        "You help with tools.\n\n**Available Tools**\n"
-        + "\n".join(blocks)
-        + "\n\n**Output Format**\n"
+        "You help with tools.\n\n**Available Tools**\n" + "\n".join(blocks) + "\n\n**Output Format**\n"
         "<think> Your thoughts </think>\n<tool_call>\n"
         '{"name": "Tool name", "parameters": {"Parameter name": "Parameter content"}}\n'
         "</tool_call>\n<response> AI's final response </response>"
@@ -50,9 +48,7 @@ ROWS = [
     _row(  # two calls of one tool
         ["tide_table", "ferry_times"],
         "<user> Ferries to Amrum and to Sylt, two people. </user>",
-        call_answer(
-            call("ferry_times", to="Amrum", people=2), call("ferry_times", to="Sylt", people=2)
-        ),
+        call_answer(call("ferry_times", to="Amrum", people=2), call("ferry_times", to="Sylt", people=2)),
     ),
     _row(  # three calls, a number written as text
         ["Bean Stock ", "roast_plan", "ship_box"],

@@ -11,9 +11,7 @@ import typer
 
 from vpo_lab.errors import LabError
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Learn, run and trust Vector Policy Optimization."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Learn, run and trust Vector Policy Optimization.")
 Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a profile field, e.g. rl.steps=20.")
 ]

@@ -138,9 +138,7 @@ def find_results(run: Path, profile: Profile) -> Path:
     raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
 
 
-def sample_pool(
-    profile: Profile, task: Task, model, tokenizer, rows: list[dict], name: str, m: int, seed: int
-) -> Pool:
+def sample_pool(profile: Profile, task: Task, model, tokenizer, rows: list[dict], name: str, m: int, seed: int) -> Pool:
     """Sample `evaluation.candidates` candidates per row, ceil(n / m) chains of m, and score them."""
     settings = profile.evaluation
     chains = math.ceil(settings.candidates / m)
@@ -212,9 +210,7 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
             }
             for k in budgets
         },
-        "objectives": {
-            name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)
-        },
+        "objectives": {name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)},
         "parse_rate": interval(flat_NnD[:, :, 0].mean(axis=1)),
         "set_diversity": interval(reward_diversity(flat_NnD)),
         "distinct_answers": interval(np.array([distinct_share(texts) for texts in texts_N])),

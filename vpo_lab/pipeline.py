@@ -21,6 +21,7 @@ from pathlib import Path
 from vpo_lab.advantages import get_method
 from vpo_lab.errors import LabError
 from vpo_lab.evaluation import pool_names, pool_path
+from vpo_lab.policy import check_backend
 from vpo_lab.profiles import Profile, get_profile
 from vpo_lab.progress import duration
 from vpo_lab.storage import default_run_dir, open_run, read_json, write_bytes
@@ -87,7 +88,9 @@ def run_pipeline(
     profile = get_profile(profile_name, overrides)
     for method in profile.methods:
         get_method(method)
-    get_task(profile.task)
+    check_backend(profile)
+    for split in ("train", "test"):
+        get_task(profile.task).load(profile.data or None, split)  # a wrong path ends here, not in 02
     # Absolute: kernels work in the notebooks' folder, the user names folders from here.
     run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
     values = {"profile": profile_name, "seed": seed, "run_dir": str(run), "overrides": overrides or {}}

@@ -22,16 +22,32 @@ def render_prompt(tokenizer, messages: list[dict], m: int) -> str:
     )
 
 
+BACKENDS = ("scratch", "transformers", "unsloth")
+
+
+def check_backend(profile: Profile) -> None:
+    """LabError, before anything is loaded, if this machine cannot run the profile's backend."""
+    backend = profile.policy.backend
+    if backend not in BACKENDS:
+        raise LabError(f"unknown policy.backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend != "unsloth":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise LabError(
+            f"profile {profile.name!r} needs a CUDA GPU of 24 GB or more and none is visible: run it on one, "
+            "use --profile tiny, or rehearse with --set policy.backend=transformers --set policy.model=FOLDER"
+        )
+
+
 def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
     """(model, tokenizer) to train or sample: from an earlier stage's folder `source`, or the start.
 
     Raises LabError when the hardware, a package or the model's files are missing.
     """
+    check_backend(profile)
     loaders = {"scratch": _load_scratch, "transformers": _load_transformers, "unsloth": _load_unsloth}
-    if profile.policy.backend not in loaders:
-        raise LabError(
-            f"unknown policy.backend {profile.policy.backend!r}: choose one of {', '.join(loaders)}"
-        )
     if source is not None and not (source / "config.json").exists() and not (source / "adapter_config.json").exists():
         raise LabError(f"no policy in {source}: run the stage that trains it first")
     try:
@@ -108,11 +124,6 @@ def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: 
 def _load_unsloth(profile: Profile, task: Task, source: Path | None, seed: int):
     import torch
 
-    if not torch.cuda.is_available():
-        raise LabError(
-            f"profile {profile.name!r} needs a CUDA GPU of 24 GB or more and none is visible: run it on one, "
-            "use --profile tiny, or rehearse with --set policy.backend=transformers --set policy.model=FOLDER"
-        )
     # Before trl, or its trainers stay unpatched.
     from unsloth import FastLanguageModel
 

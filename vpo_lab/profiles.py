@@ -15,9 +15,8 @@ from vpo_lab.errors import LabError
 class Policy:
     """Which model, and how it is loaded."""
 
-    backend: str  # "scratch": built from a config; "transformers"; "unsloth": GPU, vLLM rollouts
+    backend: str  # "scratch": built from a config; "transformers"; "unsloth": a CUDA GPU, vLLM rollouts
     model: str  # a hub id or folder; for "scratch" only a label
-    needs_gpu: bool = False
     lora_rank: int = 0  # 0: all weights are trained
     lora_alpha: int = 32
     dtype: str = "float32"
@@ -161,9 +160,7 @@ def _replace_path(node, path: str, parts: list[str], value):
     elif isinstance(current, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(current):
-        raise LabError(
-            f"override {path}={value!r}: expected {type(current).__name__}, as in the present {current!r}"
-        )
+        raise LabError(f"override {path}={value!r}: expected {type(current).__name__}, as in the present {current!r}")
     return replace(node, **{head: value})
 
 
@@ -186,9 +183,7 @@ PROFILES = {
             name="smoke",
             sft=replace(TINY.sft, steps=12, batch_rows=32, train_rows=256),
             rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
-            evaluation=replace(
-                TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200
-            ),
+            evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
             minutes="under two minutes; it proves that everything runs and teaches the policy nothing",
         ),
         Profile(
@@ -197,16 +192,13 @@ PROFILES = {
             policy=Policy(
                 backend="unsloth",
                 model="unsloth/Qwen3-1.7B",
-                needs_gpu=True,
                 lora_rank=32,
                 lora_alpha=32,
                 dtype="bfloat16",
                 max_prompt_tokens=4096,
                 max_answer_tokens=512,
             ),
-            sft=SFT(
-                steps=60, batch_rows=16, micro_rows=2, learning_rate=2e-4, warmup_share=0.1, train_rows=480
-            ),
+            sft=SFT(steps=60, batch_rows=16, micro_rows=2, learning_rate=2e-4, warmup_share=0.1, train_rows=480),
             rl=RL(
                 steps=1000,
                 rollouts=16,

@@ -100,7 +100,8 @@ def readme_table(summary: dict) -> str:
             lines.append("| *ceiling* | " + " | ".join(f"{summary['ceiling'][k][metric]:.3f}" for k in budgets) + " |")
         lines.append("")
     lines.append(
-        f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out requests, "
+        f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out "
+        f"requests, "
         f"{summary['interval']}. `sft` writes one answer at a time, `sft_chain` three in a chain."
     )
     lines.append("")

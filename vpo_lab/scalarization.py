@@ -72,9 +72,7 @@ def set_reward(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     if weights.ndim < 2 or weights.shape[-2] < 1:
         raise LabError(f"weights of shape {weights.shape}: expected (K, D) with K >= 1")
     if rewards.shape[-1] != weights.shape[-1]:
-        raise LabError(
-            f"rewards have D = {rewards.shape[-1]} objectives, weights {weights.shape[-1]}: make them equal"
-        )
+        raise LabError(f"rewards have D = {rewards.shape[-1]} objectives, weights {weights.shape[-1]}: make them equal")
     # K last: a maximum over a short last axis is several times slower.
     return (rewards @ np.swapaxes(weights, -1, -2)).max(axis=-2).mean(axis=-1)
 

@@ -117,8 +117,7 @@ def open_run(run_dir: str | Path, profile: Profile, seed: int) -> Path:
         differences = [f"{key} {theirs.get(key)!r}, now {mine[key]!r}" for key in mine if theirs.get(key) != mine[key]]
         if differences:
             raise LabError(
-                f"run folder {run_dir} was made with {'; '.join(differences)}: "
-                "choose another --run-dir or delete it"
+                f"run folder {run_dir} was made with {'; '.join(differences)}: choose another --run-dir or delete it"
             )
     elif run_dir.exists() and not run_dir.is_dir():
         raise LabError(f"run folder {run_dir} is a file: choose another --run-dir")

@@ -60,9 +60,7 @@ class VectorReward:
         self.end_tokens = end_tokens
         self.reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
-    def __call__(
-        self, prompts, completions, gold, trainer_state, log_metric, completion_ids=None, **_
-    ) -> list[float]:
+    def __call__(self, prompts, completions, gold, trainer_state, log_metric, completion_ids=None, **_) -> list[float]:
         start = time.perf_counter()
         rewards_BMD = score_rollouts(self.task, completions, gold, self.m)
         # A rollout that never ends earns nothing. Nothing reads what follows the last answer, so
@@ -93,10 +91,7 @@ class VectorReward:
             "distinct_rollouts": float(np.mean([len(set(group)) / len(group) for group in groups_PG])),
             # Groups in which every rollout earned the same teach nothing.
             "silent_groups": float((np.ptp(rewards_PGMD, axis=1) < 1e-9).all(axis=(1, 2)).mean()),
-            **{
-                f"objective/{name}": float(rewards_BMD[:, :, d].mean())
-                for d, name in enumerate(self.task.objectives)
-            },
+            **{f"objective/{name}": float(rewards_BMD[:, :, d].mean()) for d, name in enumerate(self.task.objectives)},
         }
 
 

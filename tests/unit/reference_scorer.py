@@ -49,9 +49,7 @@ def has_format(answer, wants_calls):
         return False
     if not wants_calls:
         closed = re.search("<response>(.*?)</response>", after, re.DOTALL)
-        return "tool_call>" not in after.replace("</tool_call>", "<tool_call>") and bool(
-            closed and closed[1].strip()
-        )
+        return "tool_call>" not in after.replace("</tool_call>", "<tool_call>") and bool(closed and closed[1].strip())
     if after.count("<tool_call>") != 1 or after.count("</tool_call>") != 1:
         return False
     block = re.search("<tool_call>(.*)</tool_call>", after, re.DOTALL)

@@ -184,9 +184,7 @@ def test_framings_score_alike(row):
 
 
 def test_parameters_win_over_arguments_and_may_be_missing():
-    both = wrapped(
-        '{"name": "get", "arguments": {"page": 2}, "parameters": {"page": 1, "lang": "en"}}'
-    )
+    both = wrapped('{"name": "get", "arguments": {"page": 2}, "parameters": {"page": 1, "lang": "en"}}')
     assert score(both, GOLD).tolist() == [1, 1, 1, 1]
     assert score(wrapped('{"name": "now"}'), call_answer(call("now"))).tolist() == [1, 1, 1, 1]
 
@@ -328,9 +326,7 @@ def test_names_and_keys_compare_as_strings_do():
     assert score(answer, gold).tolist() == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "constant", ["NaN", "Infinity", "-Infinity", "01", "+1", ".5", "1e9" + "9" * 30]
-)
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "01", "+1", ".5", "1e9" + "9" * 30])
 def test_what_is_not_json_is_not_a_call(constant):
     answer = wrapped(f'{{"name": "get"}}{{"name": "get", "parameters": {{"page": {constant}}}}}')
     parsed = parse_answer(answer)
@@ -520,11 +516,7 @@ def test_tag_soup_agrees_with_the_second_scorer(answer, gold):
 # Any text but tags: inside a call a tag would end the block.
 words = st.text(st.characters(exclude_characters="<"), max_size=12)
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | words,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=6,
 )
@@ -568,10 +560,7 @@ def test_the_order_of_many_uneven_calls_never_matters():
     # So many sizes that not every criterion of the alignment fits into a float.
     rng = random.Random(1)
     sides = [
-        [
-            call("f", **{f"k{rng.randrange(60)}": rng.randrange(2) for _ in range(n)})
-            for n in range(29)
-        ]
+        [call("f", **{f"k{rng.randrange(60)}": rng.randrange(2) for _ in range(n)}) for n in range(29)]
         for _ in range(2)
     ]
     expected = score(*(call_answer(*side) for side in sides))
@@ -591,10 +580,7 @@ def test_the_order_of_many_uneven_calls_never_matters():
 @given(any_calls, few_calls, st.sampled_from(range(11)))
 def test_the_framing_never_matters(calls, gold, which):
     gold = call_answer(*gold, *calls[:1])
-    assert (
-        score(wrapped(framings(calls)[which]), gold).tolist()
-        == score(call_answer(*calls), gold).tolist()
-    )
+    assert score(wrapped(framings(calls)[which]), gold).tolist() == score(call_answer(*calls), gold).tolist()
 
 
 @props
@@ -675,9 +661,7 @@ HOSTILE = {
     "an array of thousands": wrapped("[" + '{"name": "f"},' * (L // 14) + '{"name": "f"}]'),
     "calls with many keys": many(MAX_CALLS, **{str(i): 0 for i in range(300)}),
     "calls of many sizes": wrapped(
-        "".join(
-            json.dumps(call("f", **{str(i): 0 for i in range(17 * n)})) for n in range(MAX_CALLS)
-        )
+        "".join(json.dumps(call("f", **{str(i): 0 for i in range(17 * n)})) for n in range(MAX_CALLS))
     ),
     "calls with long lists": many(MAX_CALLS, a=["1"] * 600),
     "combining marks": with_value('"' + MARKS * (L // 2 - 50) + '"'),
@@ -705,9 +689,7 @@ def test_the_caps_stand_where_they_are_said_to():
     assert score(GOLD + padding + " ", GOLD).tolist() == [0, 0, 0, 0]
     for n_lists, readable in ((MAX_DEPTH - 2, True), (MAX_DEPTH - 1, False)):
         nested = "[" * n_lists + "]" * n_lists
-        answer = wrapped(
-            f'{{"name": "f", "parameters": {{"[{{": {nested}, "s": "\\"{"[" * 99}"}}}}'
-        )
+        answer = wrapped(f'{{"name": "f", "parameters": {{"[{{": {nested}, "s": "\\"{"[" * 99}"}}}}')
         assert parse_answer(answer).call_format is readable
     for n_calls, readable in ((MAX_CALLS, True), (MAX_CALLS + 1, False)):
         parsed = parse_answer(wrapped('{"name": "f"}' * n_calls))
@@ -715,9 +697,7 @@ def test_the_caps_stand_where_they_are_said_to():
 
 
 def test_what_comes_before_the_deep_value_is_read():
-    deep = (
-        json.dumps(call("get", page=1, lang="en")) + '{"name": "f", "parameters": ' + "[" * 99_000
-    )
+    deep = json.dumps(call("get", page=1, lang="en")) + '{"name": "f", "parameters": ' + "[" * 99_000
     assert score(wrapped(deep), GOLD).tolist() == [0, 1, 1, 1]
 
 

@@ -232,9 +232,7 @@ def _system_prompt(domain_name: str) -> str:
     domain = DOMAINS[domain_name]
     blocks = []
     for number, (name, (description, keys)) in enumerate(domain.tools.items(), start=1):
-        schema = {
-            key: {"type": "string" if key in (domain.thing, "day") else "integer"} for key in keys
-        }
+        schema = {key: {"type": "string" if key in (domain.thing, "day") else "integer"} for key in keys}
         blocks.append(f"{number}. Name: {name}\nDescription: {description}\nParameters: {json.dumps(schema)}")
     tools = "\n".join(blocks)
     return (
@@ -375,8 +373,7 @@ def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
         ]
         if prune:
             against = [
-                np.concatenate([score(render_answer([o]), render_answer([g]))[2:] for g in gold_calls])
-                for o in options
+                np.concatenate([score(render_answer([o]), render_answer([g]))[2:] for g in gold_calls]) for o in options
             ]
             options = [options[i] for i in _undominated(np.array(against))]
         calls += options

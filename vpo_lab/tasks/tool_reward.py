@@ -102,14 +102,19 @@ def score(answer: str, gold: str) -> np.ndarray:
     if calls and gold_calls:
         pairs = [score_pair(calls[i], gold_calls[j]) for i, j in align(calls, gold_calls)]
         n_pairs = max(len(calls), len(gold_calls))
-        names = Counter(c.name for c in calls) & Counter(c.name for c in gold_calls)
-        tool_name = 2 * names.total() / (len(calls) + len(gold_calls))
+        tool_name = 2 * _shared_names(calls, gold_calls) / (len(calls) + len(gold_calls))
         param_name = sum(p.key_f1 for p in pairs) / n_pairs
         param_value = sum(p.value_share for p in pairs) / n_pairs
     else:
         nothing_to_call = not calls and not gold_calls
         tool_name = param_name = param_value = float(nothing_to_call and parsed.response != "")
     return np.array([well_formed, tool_name, param_name, param_value], dtype=np.float64)
+
+
+def _shared_names(calls: Sequence[Call], gold_calls: Sequence[Call]) -> int:
+    if len(calls) == len(gold_calls) == 1:
+        return calls[0].name == gold_calls[0].name
+    return (Counter(c.name for c in calls) & Counter(c.name for c in gold_calls)).total()
 
 
 # --- Reading an answer ------------------------------------------------------------------------
@@ -265,9 +270,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(
-    parse_int=_read_number, parse_float=_read_number, parse_constant=_refuse_constant
-)
+_DECODER = json.JSONDecoder(parse_int=_read_number, parse_float=_read_number, parse_constant=_refuse_constant)
 
 
 def values_equal(a: Any, b: Any) -> bool:
@@ -331,6 +334,8 @@ def align(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[tuple[int, 
     """
     if not calls or not gold_calls:
         return []
+    if len(calls) == len(gold_calls) == 1:
+        return [(0, 0)]
     # By content, so that what is left of ties cannot depend on the order written.
     rows, columns = _by_content(calls), _by_content(gold_calls)
     table = [[score_pair(calls[i], gold_calls[j]) for j in columns] for i in rows]
@@ -340,9 +345,7 @@ def align(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[tuple[int, 
     else:
         from scipy.optimize import linear_sum_assignment
 
-        sizes = [
-            (len(calls[i].parameters), len(gold_calls[j].parameters)) for i in rows for j in columns
-        ]
+        sizes = [(len(calls[i].parameters), len(gold_calls[j].parameters)) for i in rows for j in columns]
         chosen = zip(*linear_sum_assignment(_weights(table, sizes), maximize=True), strict=True)
     return [(rows[int(i)], columns[int(j)]) for i, j in chosen]
 

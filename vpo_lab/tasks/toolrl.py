@@ -81,9 +81,7 @@ def _in_folder(folder: Path, split: str) -> Path:
     file = folder / f"{split}.parquet"
     if not file.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
-        raise LabError(
-            f"no {file.name} in {folder} (found: {found}): rename it or pass the file itself"
-        )
+        raise LabError(f"no {file.name} in {folder} (found: {found}): rename it or pass the file itself")
     return file
 
 
@@ -93,9 +91,7 @@ def _golds_with_one_slip(row: dict) -> list[str]:
     tools = re.findall(r"^\d+\. Name: (.*)$", row["prompt"][0]["content"], flags=re.MULTILINE)
     slips = [calls[:i] + calls[i + 1 :] for i in range(len(calls)) if len(calls) > 1]
     for i, call in enumerate(calls):
-        variants = [
-            {**call, "name": tool.strip()} for tool in tools if tool.strip() != call["name"]
-        ]
+        variants = [{**call, "name": tool.strip()} for tool in tools if tool.strip() != call["name"]]
         for key in call["parameters"]:
             fewer = {k: v for k, v in call["parameters"].items() if k != key}
             variants.append({**call, "parameters": fewer})
@@ -114,9 +110,7 @@ def read_rows(file: str | os.PathLike) -> list[dict]:
     """The rows of one parquet file in ToolRL's columns. LabError if they cannot be had from it."""
     file = Path(file)
     if not os.path.isfile(file):  # False, too, where a folder on the way is closed to us
-        raise LabError(
-            f"no data file {file}: check the path, or leave it out to download ToolRL's rows"
-        )
+        raise LabError(f"no data file {file}: check the path, or leave it out to download ToolRL's rows")
     if file.stat().st_size == 0:
         raise LabError(f"{file} is empty (0 bytes): copy or download it again")
     columns = _read_columns(file)
@@ -151,32 +145,25 @@ def _read_columns(file: Path) -> tuple[list, list]:
             data = table.read(columns=list(names))
             return tuple(data.column(name).to_pylist() for name in names)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise LabError(
-            f"cannot read {file} as parquet ({_line(error)}): copy or download it again"
-        ) from error
+        raise LabError(f"cannot read {file} as parquet ({_line(error)}): copy or download it again") from error
 
 
 def _messages(prompt: Any, file: Path, number: int) -> list[dict]:
     if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
         raise LabError(
-            f"{file}, row {number}: column 'prompt' is not a list of messages with 'role' and "
-            f"'content': {WANTED}"
+            f"{file}, row {number}: column 'prompt' is not a list of messages with 'role' and 'content': {WANTED}"
         )
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(
-        isinstance(message.get(key), str) for key in ("role", "content")
-    )
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
 def _gold(reward_model: Any, file: Path, number: int) -> str:
     gold = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
     if not isinstance(gold, str):
-        raise LabError(
-            f"{file}, row {number}: column 'reward_model' has no text in 'ground_truth': {WANTED}"
-        )
+        raise LabError(f"{file}, row {number}: column 'reward_model' has no text in 'ground_truth': {WANTED}")
     return gold
 
 
@@ -225,9 +212,7 @@ def _download(url: str, part: Path) -> None:
     if expected is not None and size != expected:
         if size > expected:
             part.unlink()
-        raise LabError(
-            f"the download of {url} stopped at {size:,} of {expected:,} bytes: run again to go on"
-        )
+        raise LabError(f"the download of {url} stopped at {size:,} of {expected:,} bytes: run again to go on")
 
 
 def _transfer(url: str, sink: BinaryIO) -> int | None:
@@ -278,9 +263,7 @@ def _check_download(part: Path, split: str) -> None:
             raise LabError("its content is not that of the published file")
     except LabError as error:
         part.unlink()
-        raise LabError(
-            f"the download of {split}.parquet went wrong ({error}): run again, or {OWN_COPY}"
-        ) from error
+        raise LabError(f"the download of {split}.parquet went wrong ({error}): run again, or {OWN_COPY}") from error
 
 
 def _is_same(file: Path, split: str, record: Path) -> bool:
