@@ -169,7 +169,7 @@ TINY = Profile(
     task="tiny_tools",
     policy=Policy(backend="scratch", model="tiny-qwen3"),
     sft=SFT(steps=700, batch_rows=64, learning_rate=4e-3),
-    rl=RL(steps=400, rollouts=128, group_size=8, learning_rate=2e-4),
+    rl=RL(steps=600, rollouts=128, group_size=8, learning_rate=2e-4),
     evaluation=Evaluation(requests=0),
     minutes="about 15 minutes on two CPU cores",
 )
