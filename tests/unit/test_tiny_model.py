@@ -1,5 +1,7 @@
 """tiny_model.py: a tokenizer that loses nothing and is short where text recurs, a model of half a million weights."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,11 +37,11 @@ def ids_of(tokenizer, text: str) -> list[int]:
 
 # --- Nothing is lost --------------------------------------------------------------------------
 
-PIECES = [*SPECIAL, "<answer_1>\n", "</answer_3>", "<think> ", "Oslo", "Friday", "7", '{"name": "', "\n", "  ", "é", "漢"]
+WORDS = ["<answer_1>\n", "</answer_3>", "<think> ", "Oslo", "Friday", "7", '{"name": "', "\n", "  ", "é", "漢"]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=20), st.sampled_from(PIECES)), max_size=12).map("".join))
+@given(st.lists(st.one_of(st.text(max_size=20), st.sampled_from([*SPECIAL, *WORDS])), max_size=12).map("".join))
 def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(ids_of(tokenizer, text), skip_special_tokens=False) == text
 
@@ -93,18 +95,24 @@ def test_the_longest_answer_fits_the_profile(tokenizer, samples):
     assert max(len(ids_of(tokenizer, prompt)) for prompt, _ in samples) <= PROFILE.policy.max_prompt_tokens
 
 
-def test_recurring_pieces_are_the_same_every_time():
-    texts = [f"<|im_start|>user\nTake {thing} and {n} of it.<|im_end|>" for thing in "Anna Boris".split() for n in (3, 4)]
-    pieces = recurring_pieces(texts * 3)
-    assert pieces == recurring_pieces(texts * 3) == recurring_pieces(list(reversed(texts * 3)))
-    assert {"Anna", "Boris", "3", "4", " and ", " of it."} <= set(pieces)
-    assert not any(special in piece for piece in pieces for special in SPECIAL)
+NAMES, NUMBERS = ("Anna", "Boris", "Clara"), ("3", "4", "5")
+GIFTS = [
+    f"<|im_start|>{a} has {n} or {m} for {b}.<|im_end|>"
+    for a, b in permutations(NAMES, 2)
+    for n, m in permutations(NUMBERS, 2)
+]
+
+
+def test_recurring_pieces_are_values_and_the_text_between_whatever_the_order():
+    pieces = recurring_pieces(GIFTS)
+    assert pieces == recurring_pieces(GIFTS) == recurring_pieces(reversed(GIFTS))
+    assert set(pieces) == {*NAMES, *NUMBERS, " has ", " or ", " for ", "."}
 
 
 def test_pieces_that_always_meet_become_one_and_rare_ones_none():
-    often = ["Dear Anna, yes", "Dear Boris, yes"] * 50
-    pieces = recurring_pieces([*often, "Something Else happened"], min_share=0.05)
-    assert set(pieces) == {"Dear ", "Anna", "Boris", ", yes"}
+    pieces = recurring_pieces([*(text.replace("4", "Monday 7") for text in GIFTS), "Zoe sings"], min_share=0.1)
+    assert "Monday 7" in pieces and not {"Monday", "7"} & set(pieces)
+    assert not any("Zoe" in piece or "sings" in piece for piece in pieces)
 
 
 # --- What training and sampling rely on -------------------------------------------------------

@@ -30,7 +30,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from math import lcm
+from itertools import permutations
+from math import fsum, lcm
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,11 +101,12 @@ def score(answer: str, gold: str) -> np.ndarray:
     calls, gold_calls = parsed.calls, wanted.calls
     well_formed = parsed.call_format if gold_calls else parsed.response_format
     if calls and gold_calls:
-        pairs = [score_pair(calls[i], gold_calls[j]) for i, j in align(calls, gold_calls)]
+        pairs = _aligned_scores(calls, gold_calls)
         n_pairs = max(len(calls), len(gold_calls))
         tool_name = 2 * _shared_names(calls, gold_calls) / (len(calls) + len(gold_calls))
-        param_name = sum(p.key_f1 for p in pairs) / n_pairs
-        param_value = sum(p.value_share for p in pairs) / n_pairs
+        # fsum rounds once, so that the order of the pairs cannot show.
+        param_name = fsum(p.key_f1 for p in pairs) / n_pairs
+        param_value = fsum(p.value_share for p in pairs) / n_pairs
     else:
         nothing_to_call = not calls and not gold_calls
         tool_name = param_name = param_value = float(nothing_to_call and parsed.response != "")
@@ -334,8 +336,6 @@ def align(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[tuple[int, 
     """
     if not calls or not gold_calls:
         return []
-    if len(calls) == len(gold_calls) == 1:
-        return [(0, 0)]
     # By content, so that what is left of ties cannot depend on the order written.
     rows, columns = _by_content(calls), _by_content(gold_calls)
     table = [[score_pair(calls[i], gold_calls[j]) for j in columns] for i in rows]
@@ -348,6 +348,21 @@ def align(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[tuple[int, 
         sizes = [(len(calls[i].parameters), len(gold_calls[j].parameters)) for i in rows for j in columns]
         chosen = zip(*linear_sum_assignment(_weights(table, sizes), maximize=True), strict=True)
     return [(rows[int(i)], columns[int(j)]) for i, j in chosen]
+
+
+def _aligned_scores(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[PairScore]:
+    """The scores of the aligned pairs. Few calls are the rule: trying all ways is then the fastest."""
+    if max(len(calls), len(gold_calls)) > 3:
+        return [score_pair(calls[i], gold_calls[j]) for i, j in align(calls, gold_calls)]
+    table = [[score_pair(call, gold) for gold in gold_calls] for call in calls]
+    if len(calls) > len(gold_calls):
+        table = list(zip(*table, strict=True))
+    if len(table) == 1:
+        return [max(table[0])]
+    ways = permutations(range(len(table[0])), len(table))
+    assignments = [[row[j] for row, j in zip(table, way, strict=True)] for way in ways]
+    # Assignments that tie in all five sums have the same scores.
+    return max(assignments, key=lambda pairs: [fsum(values) for values in zip(*pairs, strict=True)])
 
 
 def _by_content(calls: Sequence[Call]) -> list[int]:

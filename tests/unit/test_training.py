@@ -1,0 +1,499 @@
+"""training.py: what TRL is given reaches the loss unchanged, and a killed stage ends as if it had not been."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vpo_lab import policy, training
+from vpo_lab.advantages import METHODS
+from vpo_lab.chains import join_chain
+from vpo_lab.errors import LabError
+from vpo_lab.policy import load_policy, render_prompt
+from vpo_lab.profiles import get_profile
+from vpo_lab.tasks import get_task
+from vpo_lab.tiny_model import train_tokenizer
+from vpo_lab.training import (
+    VectorReward,
+    candidates_of,
+    load_rows,
+    read_log,
+    score_rollouts,
+    train_rl,
+    train_sft,
+)
+
+TASK = get_task("tiny_tools")
+SMALL = {
+    "sft.steps": 6,
+    "sft.batch_rows": 8,
+    "sft.train_rows": 64,
+    "rl.learning_rate": 1e-3,
+    "policy.hidden_size": 32,
+    "policy.intermediate_size": 64,
+    "policy.max_answer_tokens": 20,
+}
+
+
+def small(**overrides) -> object:
+    """The smoke profile with a smaller model and steps large enough to see."""
+    return get_profile("smoke", {**SMALL, **{name.replace("__", "."): value for name, value in overrides.items()}})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    rng, template = np.random.default_rng(0), train_tokenizer([])
+    texts = []
+    for row in TASK.load(None, "train")[:120]:
+        for m in (1, 3):
+            texts += [render_prompt(template, row["prompt"], m), join_chain(TASK.demonstrations(row, m, rng))]
+    return train_tokenizer(texts)
+
+
+@pytest.fixture(autouse=True)
+def quick_tokenizer(monkeypatch, tokenizer):
+    """The real one is trained on every row, which takes seconds."""
+    monkeypatch.setattr(policy, "scratch_tokenizer", lambda profile, task: tokenizer)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, tokenizer) -> Path:
+    """An SFT policy that RL can start from: it has learned to end, and little else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "scratch_tokenizer", lambda profile, task: tokenizer)
+        return train_sft(small(sft__steps=20, sft__batch_rows=32), tmp_path_factory.mktemp("start"), seed=0)
+
+
+@pytest.fixture
+def run(tmp_path, start) -> Path:
+    shutil.copytree(start, tmp_path / "run" / "sft" / "policy")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    """Rewards that untrained text earns, or every advantage and every gradient would be zero."""
+    groups = ("abcdefgh", "ijklmnop", "qrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+
+    def score(task, completions, golds, m):
+        parts = [[text[j::m] for j in range(m)] for text in completions]
+        return np.array(
+            [[[sum(c in g for c in part) / max(len(part), 1) for g in groups] for part in row] for row in parts]
+        )
+
+    monkeypatch.setattr(training, "score_rollouts", score)
+
+
+# --- Scores -----------------------------------------------------------------------------------
+
+
+def test_every_answer_of_every_rollout_is_scored_as_it_is_alone():
+    rng, rows = np.random.default_rng(0), TASK.load(None, "train")[:8]
+    answers = [TASK.demonstrations(row, 3, rng) for row in rows]
+    rewards = score_rollouts(TASK, [join_chain(a) for a in answers], [row["gold"] for row in rows], 3)
+    expected = [[TASK.score(a, row["gold"]) for a in three] for three, row in zip(answers, rows, strict=True)]
+    assert rewards.shape == (8, 3, 4)
+    assert np.array_equal(rewards, expected) and len(np.unique(rewards)) > 4
+
+
+def test_equal_texts_are_scored_under_their_own_gold():
+    first, second = TASK.load(None, "train")[:2]
+    rewards = score_rollouts(TASK, [first["gold"]] * 2, [first["gold"], second["gold"]], 1)
+    assert rewards[0, 0].tolist() == [1, 1, 1, 1] != rewards[1, 0].tolist()
+
+
+def test_a_missing_answer_is_a_zero_vector():
+    gold = TASK.load(None, "train")[0]["gold"]
+    texts = [f"<answer_2>\n{gold}\n</answer_2>", "", "nothing that can be read", gold]
+    rewards = score_rollouts(TASK, texts, [gold] * 4, 3)
+    assert rewards[0].tolist() == [[0] * 4, [1] * 4, [0] * 4]
+    assert not rewards[1:].any()
+
+
+def test_only_methods_of_many_answers_get_m_candidates():
+    profile = get_profile("smoke")
+    assert {name: candidates_of(profile, name) for name in ("grpo", "gdpo", "vpo", "multi_rlvr")} == {
+        "grpo": 1,
+        "gdpo": 1,
+        "vpo": 3,
+        "multi_rlvr": 3,
+    }
+
+
+# --- The reward function ----------------------------------------------------------------------
+
+
+class State:
+    def __init__(self, global_step: int):
+        self.global_step = global_step
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[list[str], list[str]]:
+    """Two groups of four chains: (completions, golds)."""
+    rng, rows = np.random.default_rng(1), TASK.load(None, "train")[:2]
+    chains = [join_chain(TASK.demonstrations(row, 3, rng)) for row in rows for _ in range(4)]
+    return chains, [row["gold"] for row in rows for _ in range(4)]
+
+
+def advantages(batch, method, step=0, seed=5, metrics=None, **more) -> np.ndarray:
+    reward = VectorReward(TASK, method, m=3, group_size=4, seed=seed, end_tokens=(2,))
+    metrics = {} if metrics is None else metrics
+    return np.array(
+        reward(
+            prompts=[""] * 8,
+            completions=batch[0],
+            gold=batch[1],
+            trainer_state=State(step),
+            log_metric=metrics.__setitem__,
+            **more,
+        )
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_returns_the_advantages_of_the_method(batch, name):
+    rewards = score_rollouts(TASK, *batch, 3)
+    expected = METHODS[name].advantages(rewards, 4, np.random.default_rng([5, 7]))
+    found = advantages(batch, METHODS[name], step=7)
+    assert np.array_equal(found, expected) and found.std() > 0.1
+    # TRL subtracts the group mean: there must be nothing left to subtract.
+    assert np.abs(found.reshape(2, 4).mean(axis=1)).max() < 1e-9
+
+
+def test_the_weights_change_with_seed_and_step_and_not_with_the_process(batch):
+    vpo = METHODS["vpo"].with_options(weight_draws=1)
+    first = advantages(batch, vpo, step=3)
+    assert np.array_equal(first, advantages(batch, vpo, step=3))
+    assert not np.array_equal(first, advantages(batch, vpo, step=4))
+    assert not np.array_equal(first, advantages(batch, vpo, step=3, seed=6))
+
+
+def test_a_rollout_that_never_ends_earns_nothing(batch):
+    ended, unended = [9, 9, 2], [9, 9, 9]
+    ids = [ended, unended, ended, ended, [], ended, ended, ended]
+    metrics = {}
+    found = advantages(batch, METHODS["grpo"], completion_ids=ids, metrics=metrics)
+    rewards = score_rollouts(TASK, *batch, 3)
+    rewards[[1, 4]] = 0
+    assert np.array_equal(found, METHODS["grpo"].advantages(rewards, 4, None))
+    assert metrics["unended_rollouts"] == 0.25
+
+
+def test_it_logs_what_is_worth_a_look(batch):
+    chains, golds = batch
+    metrics = {}
+    advantages(([chains[0]] * 4 + chains[4:], golds), METHODS["vpo"], metrics=metrics)
+    rewards = score_rollouts(TASK, [chains[0]] * 4 + chains[4:], golds, 3)
+    assert metrics["mean_reward"] == pytest.approx(rewards.mean())
+    assert metrics["best_of_rollout"] == pytest.approx(rewards.mean(axis=2).max(axis=1).mean())
+    assert metrics["best_of_group"] == pytest.approx(rewards.mean(axis=2).reshape(2, -1).max(axis=1).mean())
+    assert metrics["mean_reward"] < metrics["set_reward"] < 1
+    assert metrics["silent_groups"] == 0.5
+    assert metrics["distinct_rollouts"] == (1 / 4 + len(set(chains[4:])) / 4) / 2
+    for d, name in enumerate(TASK.objectives):
+        assert metrics[f"objective/{name}"] == pytest.approx(rewards[:, :, d].mean())
+
+
+# --- What TRL makes of it ---------------------------------------------------------------------
+
+
+def spy(monkeypatch, owner, name: str, note) -> None:
+    """Let `note(result, *arguments)` see every call of a method."""
+    original = getattr(owner, name)
+
+    def seen(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        note(result, *args, **kwargs)
+        return result
+
+    monkeypatch.setattr(owner, name, seen)
+
+
+@pytest.mark.parametrize("method, micro", [("vpo", 0), ("grpo", 0), ("vpo", 4)])
+def test_the_loss_receives_the_advantages_unchanged(run, letters, monkeypatch, method, micro):
+    from trl import GRPOTrainer
+
+    returned, scored, used = [], [], []
+    spy(monkeypatch, VectorReward, "__call__", lambda result, *a, **k: returned.append(result))
+    spy(
+        monkeypatch,
+        GRPOTrainer,
+        "_generate_and_score_completions",
+        lambda out, *a, **k: scored.append((out["completion_ids"], out["completion_mask"], out["advantages"])),
+    )
+    spy(
+        monkeypatch,
+        GRPOTrainer,
+        "_compute_loss",
+        lambda loss, model, inputs: used.append((inputs["completion_ids"], inputs["advantages"])),
+    )
+    train_rl(small(rl__steps=2, rl__micro_rollouts=micro), method, run, seed=0)
+
+    assert len(returned) == len(scored) == 2 and len(used) == 2 * (16 // (micro or 16))
+    for step, (ids, mask, found) in enumerate(scored):
+        assert np.std(returned[step]) > 0.1
+        assert found.numpy() == pytest.approx(returned[step], abs=1e-6)
+        # Shuffled, but each completion still has its own advantage.
+        taken = used[step * len(used) // 2 : (step + 1) * len(used) // 2]
+        assert pairs(taken) == pairs([(ids, found)])
+        # On fresh rollouts the ratio is 1, so the loss is the mean of -advantage over all tokens.
+        loss = -(found * mask.sum(dim=1)).sum() / mask.sum()
+        assert read_log(run / method)[step]["loss"] == pytest.approx(loss.item(), abs=2e-4)
+
+
+def pairs(batches) -> list[tuple]:
+    return sorted(
+        (tuple(row), round(float(a), 6))
+        for ids, found in batches
+        for row, a in zip(ids.tolist(), found, strict=True)
+    )
+
+
+def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, tokenizer, monkeypatch):
+    from trl import SFTTrainer
+
+    seen = []
+
+    def note(loss, model, inputs, *args, **kwargs):
+        seen.append((inputs["input_ids"], inputs["labels"], inputs["attention_mask"]))
+
+    spy(monkeypatch, SFTTrainer, "compute_loss", note)
+    train_sft(small(sft__steps=2), tmp_path, seed=0)
+    assert len(seen) == 2
+    asked = []
+    for ids, labels, mask in (row for batch in seen for row in zip(*batch, strict=True)):
+        ids, labels = ids[mask.bool()], labels[mask.bool()]
+        cut = int((labels != -100).int().argmax())
+        prompt, answer = tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:])
+        assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert answer.startswith(("<think>", "<answer_1>")) and answer.endswith("<|im_end|>")
+        assert labels[:cut].eq(-100).all() and labels[cut:].equal(ids[cut:])
+        asked.append("3 different answers" in prompt)
+        assert asked[-1] == answer.startswith("<answer_1>")
+    for _, labels, mask in seen:
+        assert labels[~mask.bool()].eq(-100).all()
+    assert 4 <= sum(asked) <= 12
+
+
+def test_half_of_the_sft_rows_ask_for_a_chain_and_every_row_meets_both(tokenizer):
+    data = training._sft_dataset(small(sft__steps=16), TASK, tokenizer, seed=0)
+    texts = [tokenizer.decode(ids) for ids in data["input_ids"]]
+    chains = ["3 different answers" in text for text in texts]
+    assert len(texts) == 128 and sum(chains) == 64
+    requests = [text.split("<user>")[1].split("</user>")[0] for text in texts]
+    assert len(set(zip(requests, chains, strict=True))) == 128
+
+
+# --- Rows -------------------------------------------------------------------------------------
+
+
+def test_rows_that_fit_are_kept_in_order_and_limited(tokenizer, capsys):
+    rows = TASK.load(None, "test")
+    texts = [render_prompt(tokenizer, row["prompt"], 3) for row in rows]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    window = int(np.median(lengths))
+    assert min(lengths) <= window < max(lengths)
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= window]
+    profile = small(policy__max_prompt_tokens=window)
+    assert load_rows(profile, TASK, "test", tokenizer) == fitting
+    assert f"{len(rows) - len(fitting)} of 200 test prompts are longer than {window} tokens" in capsys.readouterr().out
+    assert load_rows(profile, TASK, "test", tokenizer, limit=3) == fitting[:3]
+    capsys.readouterr()
+    assert len(load_rows(small(), TASK, "test", tokenizer)) == 200
+    assert capsys.readouterr().out == ""
+
+
+def test_no_row_that_fits_is_one_line_that_says_how_long_they_are(tokenizer):
+    with pytest.raises(LabError, match=r"no test prompt .*max_prompt_tokens = 3 \(the shortest has \d+\): raise it"):
+        load_rows(small(policy__max_prompt_tokens=3), TASK, "test", tokenizer)
+
+
+# --- Policies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, hint",
+    [
+        ({"policy.backend": "keras"}, "unknown policy.backend 'keras': choose one of scratch"),
+        ({"policy.backend": "transformers", "policy.model": "no/such/folder"}, "cannot load the model no/such/folder"),
+    ],
+)
+def test_a_policy_that_cannot_be_had_is_one_line(overrides, hint, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LabError, match=hint) as caught:
+        load_policy(get_profile("smoke", overrides), TASK, None, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_gpu_the_full_profile_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LabError, match="needs a CUDA GPU") as caught:
+        load_policy(get_profile("qwen3-1.7b"), TASK, None, seed=0)
+    assert "\n" not in str(caught.value) and "--profile tiny" in str(caught.value)
+
+
+def test_rl_before_sft_is_one_line(tmp_path):
+    with pytest.raises(LabError, match="run the stage that trains it first") as caught:
+        train_rl(small(), "vpo", tmp_path, seed=0)
+    assert "sft" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_method_is_refused(tmp_path):
+    with pytest.raises(LabError, match="unknown method 'ppo'"):
+        train_rl(small(), "ppo", tmp_path, seed=0)
+
+
+# --- Logs -------------------------------------------------------------------------------------
+
+
+def test_a_line_cut_by_a_kill_is_skipped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3}\n{"st')
+    assert read_log(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 3}]
+    with pytest.raises(LabError, match="run the stage"):
+        read_log(tmp_path / "none")
+
+
+def test_steps_after_the_checkpoint_leave_the_log(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    training._drop_log_after(tmp_path / "log.jsonl", 2)
+    assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+    training._drop_log_after(tmp_path / "absent.jsonl", 2)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_the_log_holds_the_metrics_and_not_trls_view_of_the_reward(run, letters):
+    train_rl(small(rl__steps=2), "vpo", run, seed=0)
+    for entry in read_log(run / "vpo"):
+        assert {"step", "loss", "grad_norm", "set_reward", "mean_reward", "completions/mean_length"} <= set(entry)
+        assert {f"objective/{name}" for name in TASK.objectives} <= set(entry)
+        assert not {"reward", "reward_std", "rewards/advantage/mean", "epoch"} & set(entry)
+        assert all(np.isfinite(value) for value in entry.values())
+
+
+# --- Killed and started again -----------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Like a signal: nothing in between catches it."""
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    """End the training when this step is done."""
+
+    def update(self, done):
+        if done >= step:
+            raise Killed
+
+    monkeypatch.setattr(training.StageProgress, "update", update)
+
+
+def kept(folder: Path) -> dict:
+    return load_file(folder / "policy" / "model.safetensors")
+
+
+def assert_same_end(straight: Path, resumed: Path, steps: int) -> None:
+    expected, found = kept(straight), kept(resumed)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    logs = read_log(straight), read_log(resumed)
+    assert [entry["step"] for entry in logs[1]] == list(range(1, steps + 1))
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+
+
+def cut_newest(checkpoints: Path) -> None:
+    newest = max(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["whole", "newest cut"])
+@pytest.mark.parametrize("rows", [64, 8], ids=["first epoch", "second epoch"])
+def test_a_killed_sft_ends_with_the_same_weights(tmp_path, monkeypatch, capsys, rows, damage):
+    # 8 rows make a data set of 32 examples: four steps an epoch, a checkpoint every two steps.
+    profile, straight, resumed = small(sft__steps=9, sft__train_rows=rows), tmp_path / "a", tmp_path / "b"
+    train_sft(profile, straight, seed=0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 7)
+        train_sft(profile, resumed, seed=0)
+    assert not (resumed / "sft" / "policy").exists()
+    if damage:
+        cut_newest(resumed / "sft" / "checkpoints")
+    train_sft(profile, resumed, seed=0)
+    assert ("using the one before it" in capsys.readouterr().out) == damage
+    assert_same_end(straight / "sft", resumed / "sft", 9)
+
+
+@pytest.mark.parametrize(
+    "method, rows, micro, damage",
+    [
+        ("vpo", 64, 0, False),
+        ("vpo", 64, 4, False),
+        ("vpo", 64, 0, True),
+        ("vpo", 12, 0, False),  # three steps an epoch: resumed in the second
+        ("vpo", 8, 0, False),  # two steps an epoch: resumed where one ends
+        ("grpo", 64, 0, False),
+    ],
+)
+def test_a_killed_rl_stage_ends_with_the_same_weights(
+    run, letters, monkeypatch, capsys, tmp_path, method, rows, micro, damage
+):
+    profile = small(rl__steps=6, rl__train_rows=rows, rl__micro_rollouts=micro)
+    straight = tmp_path / "straight"
+    shutil.copytree(run, straight)
+    train_rl(profile, method, straight, seed=0)
+    before, after = kept(run / "sft"), kept(straight / method)
+    assert max(float((after[name] - before[name]).abs().max()) for name in after) > 1e-3
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 5)
+        train_rl(profile, method, run, seed=0)
+    if damage:
+        cut_newest(run / method / "checkpoints")
+    train_rl(profile, method, run, seed=0)
+    assert ("using the one before it" in capsys.readouterr().out) == damage
+    assert_same_end(straight / method, run / method, 6)
+
+
+def test_fewer_rows_than_a_step_needs_still_train(run, letters):
+    train_rl(small(rl__steps=2, rl__train_rows=3), "vpo", run, seed=0)
+    assert [entry["step"] for entry in read_log(run / "vpo")] == [1, 2]
+
+
+def test_finished_stages_are_not_repeated(run, letters, monkeypatch):
+    first = train_rl(small(rl__steps=1), "vpo", run, seed=0)
+    monkeypatch.setattr(training, "load_policy", None)
+    assert train_rl(small(rl__steps=1), "vpo", run, seed=0) == first == run / "vpo" / "policy"
+    assert train_sft(small(), run, seed=0) == run / "sft" / "policy"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_while_a_checkpoint_is_saved_is_one_line(run, letters):
+    checkpoint = run / "vpo" / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "optimizer.pt").symlink_to("/dev/full")
+    with pytest.raises(LabError, match="disk full while writing") as caught:
+        train_rl(small(), "vpo", run, seed=0)
+    assert "\n" not in str(caught.value)
+    assert not (run / "vpo" / "policy").exists()
+
+
+def test_tracking_needs_a_key(run, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    profile = small(track=True)
+    assert training._common_arguments(profile, run, 0)["report_to"] == []
+    monkeypatch.setenv("WANDB_API_KEY", "a")
+    assert training._common_arguments(profile, run, 0)["report_to"] == ["wandb"]
+    assert training._common_arguments(small(), run, 0)["report_to"] == []
+
+
+def test_the_manifest_of_a_policy_names_its_shape(run, letters):
+    folder = train_rl(small(rl__steps=1), "grpo", run, seed=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["hidden_size"], config["model_type"]) == (32, "qwen3")
+    model, tokenizer = load_policy(small(), TASK, folder, seed=0)
+    assert model.config.vocab_size == len(tokenizer)
