@@ -188,6 +188,8 @@ def _execute(job: Job, values: dict) -> None:
             cwd=str(job.source.parent),
             progress_bar=False,
             log_output=False,
+            # Kernels warn about their transport and about a parent that is gone; both are meant.
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
         os.replace(partial, job.target)
     except BaseException as error:
