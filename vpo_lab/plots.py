@@ -219,7 +219,8 @@ def headline(summary: dict) -> Figure:
     figure, axes = _axes(2, width=9.6, height=4.0)
     for one, metric in zip(axes, ("best", "pass"), strict=True):
         _draw_budget(one, summary, metric)
-    figure.suptitle(_subject(summary), x=0.01, ha="left", fontsize=10, color="#555555")
+    if subject := _subject(summary):
+        figure.suptitle(subject, x=0.01, ha="left", fontsize=10, color="#555555")
     return figure
 
 

@@ -1,0 +1,178 @@
+"""The notebooks as they are committed: read as JSON, never run. No torch."""
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "notebooks"
+NAMES = ["01_reward_vectors", "02_sft_warmup", "03_grpo_baseline", "04_vpo_training", "05_bestk_and_pareto"]
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+PARAMETERS = {"profile": "str", "seed": "int", "run_dir": "str", "overrides": "dict"}
+COLAB = "'google.colab' in sys.modules"
+MAX_BYTES, MAX_LINE = 500_000, 110
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
+# Folders that exist only on the machine of whoever ran the notebook.
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|tmp|home|Users)/")
+MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
+
+
+def distribution(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("-", "_")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def markdown(notebook: dict) -> str:
+    return "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
+def tagged(notebook: dict, tag: str) -> list[dict]:
+    return [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])]
+
+
+def tree(cell: dict) -> ast.Module:
+    """The cell's syntax tree, lines of IPython magic replaced by `pass`."""
+    return ast.parse(MAGIC.sub(r"\1pass", source(cell)))
+
+
+def imported(cell: dict) -> set[str]:
+    """The top-level packages that a cell imports."""
+    nodes = list(ast.walk(tree(cell)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in plain | named}
+
+
+def outputs(notebook: dict) -> list[dict]:
+    return [output for cell in code_cells(notebook) for output in cell["outputs"]]
+
+
+def output_texts(notebook: dict) -> list[str]:
+    """All text in the outputs; pictures are left out, any letters may meet in them."""
+    texts = []
+    for output in outputs(notebook):
+        texts.append("".join(output.get("text", [])))
+        data = {k: v for k, v in output.get("data", {}).items() if not k.startswith("image/png")}
+        texts.append(json.dumps(data))
+    return texts
+
+
+def test_there_are_exactly_five_in_order():
+    assert [path.stem for path in PATHS] == NAMES
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path) -> dict:
+    return read(path)
+
+
+def test_is_valid_and_small(path, notebook):
+    nbformat.validate(nbformat.reads(path.read_text(encoding="utf-8"), as_version=nbformat.NO_CONVERT))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert path.stat().st_size < MAX_BYTES
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_one_parameters_cell_of_literals(notebook):
+    (cell,) = tagged(notebook, "parameters")
+    statements = tree(cell).body
+    assert all(isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name) for s in statements)
+    assert {s.target.id: ast.unparse(s.annotation) for s in statements} == PARAMETERS
+    for statement in statements:
+        value = ast.literal_eval(statement.value)  # fails on anything derived
+        assert type(value).__name__ == PARAMETERS[statement.target.id]
+
+
+def test_the_install_cell_comes_first_and_acts_only_in_colab(notebook):
+    first, *rest = code_cells(notebook)
+    *imports, guarded = tree(first).body
+    assert all(isinstance(s, ast.Import) for s in imports) and {a.name for s in imports for a in s.names} == {"sys"}
+    assert isinstance(guarded, ast.If) and ast.unparse(guarded.test) == COLAB and not guarded.orelse
+    assert "vpo_lab" not in imported(first)
+    assert any("vpo_lab" in imported(cell) for cell in rest)
+
+
+def test_installs_what_pyproject_pins(notebook):
+    pinned = {distribution(r): r.partition("==")[2] for r in PROJECT["dependencies"] + EXTRAS if "==" in r}
+    found = re.findall(r"\b([A-Za-z][\w.-]*)==([\w.]+)", source(code_cells(notebook)[0]))
+    assert {name: pinned.get(distribution(name)) for name, _ in found} == dict(found)
+
+
+def test_code_compiles_and_its_lines_are_short(notebook):
+    for cell in code_cells(notebook):
+        compile(tree(cell), cell["id"], "exec")
+        assert [line for line in source(cell).splitlines() if len(line) > MAX_LINE] == []
+
+
+def test_imports_only_what_the_project_depends_on(notebook):
+    allowed = {"vpo_lab", *sys.stdlib_module_names, *map(distribution, PROJECT["dependencies"])}
+    for cell in code_cells(notebook):
+        assert imported(cell) <= allowed, cell["id"]
+
+
+def test_exercises_have_folded_solutions_that_run(notebook):
+    text, solutions = markdown(notebook), tagged(notebook, "solution")
+    folded = re.findall(r"<details>\n.*?</details>", text, re.DOTALL)
+    assert len(folded) >= 2 and len(solutions) >= 2
+    assert text.count("<details>") == text.count("</details>") == len(folded)
+    shown = "\n".join(folded)
+    for cell in solutions:
+        assert cell["cell_type"] == "code" and cell["metadata"]["jupyter"] == {"source_hidden": True}
+        assert f"```python\n{source(cell)}\n```" in shown, f"{cell['id']} is not the solution that is shown"
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell)))
+
+
+def test_links_lead_to_files_and_on_to_the_next(path, notebook):
+    targets = re.findall(r"\]\(([^)\s]+)\)", markdown(notebook))
+    local = [target.partition("#")[0] for target in targets if "://" not in target and not target.startswith("#")]
+    assert [target for target in local if not (FOLDER / target).exists()] == []
+    if path.stem != NAMES[-1]:
+        assert f"{NAMES[NAMES.index(path.stem) + 1]}.ipynb" in local
+    badge = next(target for target in targets if target.startswith("https://colab.research.google.com/github/"))
+    assert badge.endswith(f"/notebooks/{path.name}")
+
+
+def test_no_widget_state_no_timings_no_errors(notebook):
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    for cell in notebook["cells"]:
+        assert set(cell["metadata"]) <= {"tags", "jupyter", "editable", "slideshow"}, cell["id"]
+    for output in outputs(notebook):
+        assert output["output_type"] != "error"
+        assert not [mime for mime in output.get("data", {}) if "widget" in mime]
+
+
+def test_no_path_of_one_machine(notebook):
+    texts = [*(source(cell) for cell in notebook["cells"]), *output_texts(notebook)]
+    assert [text[m.start() : m.start() + 60] for text in texts for m in MACHINE_PATH.finditer(text)] == []
+
+
+def test_committed_outputs_are_of_one_run_from_the_top(notebook):
+    counts = [cell["execution_count"] for cell in code_cells(notebook)]
+    expected = range(1, len(counts) + 1) if outputs(notebook) else [None] * len(counts)
+    assert counts == list(expected)
