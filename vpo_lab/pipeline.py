@@ -189,7 +189,7 @@ def _execute(job: Job, values: dict) -> None:
             progress_bar=False,
             log_output=False,
             # Kernels warn about their transport and about a parent that is gone; both are meant.
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
         os.replace(partial, job.target)
     except BaseException as error:

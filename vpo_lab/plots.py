@@ -52,7 +52,7 @@ LOG_LABEL = {
 }
 
 STYLE = {
-    "figure.dpi": 92,
+    "figure.dpi": 86,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "axes.facecolor": "white",
