@@ -47,7 +47,7 @@ def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
     Raises LabError when the hardware, a package or the model's files are missing.
     """
     check_backend(profile)
-    _hide_foreign_progress()
+    _quiet_libraries()
     loaders = {"scratch": _load_scratch, "transformers": _load_transformers, "unsloth": _load_unsloth}
     if source is not None and not (source / "config.json").exists() and not (source / "adapter_config.json").exists():
         raise LabError(f"no policy in {source}: run the stage that trains it first")
@@ -65,11 +65,12 @@ def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
         ) from error
 
 
-def _hide_foreign_progress() -> None:
-    """One progress line is enough: the bars of loading and saving would bury it in a notebook."""
+def _quiet_libraries() -> None:
+    """One progress line is enough: bars and notices of loading and saving would bury it."""
     import datasets
     from transformers.utils import logging
 
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
 

@@ -105,7 +105,7 @@ def train_sft(profile: Profile, run_dir: Path, seed: int) -> Path:
     continues from its last whole checkpoint.
     """
     stage = run_dir / "sft"
-    if (stage / POLICY).exists():
+    if _is_finished(stage):
         return stage / POLICY
     task = get_task(profile.task)
     model, tokenizer = load_policy(profile, task, None, seed)
@@ -166,7 +166,7 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
     """
     method = get_method(method_name)
     stage = run_dir / method_name
-    if (stage / POLICY).exists():
+    if _is_finished(stage):
         return stage / POLICY
     rl, task = profile.rl, get_task(profile.task)
     if method_name == "vpo":
@@ -228,6 +228,13 @@ def _rl_dataset(profile: Profile, task: Task, tokenizer, m: int):
 
 
 # --- Both stages ------------------------------------------------------------------------------
+
+
+def _is_finished(stage: Path) -> bool:
+    """Is the stage's policy there? Says so, or a reader would wonder why nothing trains."""
+    if finished := (stage / POLICY).exists():
+        print(f"{stage.name} is trained already: its policy is in {stage.parent.name}/{stage.name}/{POLICY}")
+    return finished
 
 
 def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:

@@ -111,7 +111,7 @@ def _render_set(
     expected = set_reward(rewards_MD, _draws(len(objectives)))
     return (
         f"<div><b>{escape(name)}</b>"
-        f'<table style="border-collapse:collapse;font-size:90%"><tr>{head}</tr>{rows}</table>'
+        f'<table cellpadding="4" style="border-collapse:collapse;font-size:90%"><tr>{head}</tr>{rows}</table>'
         f"<p>best w·r <b>{utility_M.max():.3f}</b>, expected utility {expected:.3f}</p></div>"
     )
 

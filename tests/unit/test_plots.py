@@ -1,0 +1,246 @@
+"""Every picture on small and on odd data: one candidate, ties, constants, missing intervals."""
+
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from vpo_lab import plots
+from vpo_lab.errors import LabError
+from vpo_lab.scalarization import dirichlet_weights, set_reward, winners
+
+matplotlib.use("Agg")
+
+OBJECTIVES = ("format", "tool_name", "param_name", "param_value")
+
+
+def method(m: int, budgets, level: float, tokens: float = 9.0, interval=(-0.02, 0.02)) -> dict:
+    def around(x: float) -> list[float]:
+        return [x, x + interval[0], x + interval[1]]
+
+    return {
+        "candidates_per_rollout": m,
+        "k": {
+            str(k): {**{name: around(level + 0.02 * k) for name in ("best", "pass", "eum")}, "tokens": tokens * k}
+            for k in budgets
+        },
+        "set_diversity": around(level),
+        "distinct_answers": around(level),
+        "quality_by_position": [around(level + 0.01 * j) for j in range(m)],
+    }
+
+
+def summary(budgets=(1, 3, 6), level=0.5, spread=0.001, **options) -> dict:
+    names = {"sft": 1, "sft_chain": 3, "grpo": 1, "vpo": 3}
+    pairs = {
+        f"vpo - {other}": {str(k): dict.fromkeys(("best", "pass", "eum"), [0.1, -0.1, 0.2]) for k in budgets}
+        for other in ("sft", "sft_chain", "grpo")
+    }
+    return {
+        "profile": "tiny",
+        "requests": 12,
+        "interval": "95%",
+        "methods": {n: method(m, budgets, level + spread * i, **options) for i, (n, m) in enumerate(names.items())},
+        "paired_differences": pairs,
+        "ceiling": {str(k): {"best": 0.9, "pass": 0.8} for k in budgets},
+    }
+
+
+def log(steps: int, value=0.5) -> list[dict]:
+    names = ("set_reward", "distinct_rollouts", "entropy", "best_of_group")
+    return [{"step": s, **dict.fromkeys(names, value), "once": 1.0} for s in range(1, steps + 1)]
+
+
+def png(figure) -> np.ndarray:
+    """The pixels of a figure, having drawn all of it."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", bbox_inches="tight")
+    assert image.tell() < 120_000
+    image.seek(0)
+    return matplotlib.pyplot.imread(image)
+
+
+SUMMARIES = {
+    "normal": summary(),
+    "close together": summary(spread=0.0),
+    "one budget": summary(budgets=(1,)),
+    "no intervals": summary(interval=(np.nan, np.nan)),
+    "nothing learned": summary(level=0.0, spread=0.0, interval=(0.0, 0.0)),
+    "no ceiling, no description": {"methods": summary()["methods"], "ceiling": None}
+    | {"paired_differences": summary()["paired_differences"]},
+    "no tokens": summary(tokens=0.0),
+    "a method of one's own": {**summary(), "methods": {**summary()["methods"], "mine": method(2, (1, 3, 6), 0.4)}},
+}
+FROM_SUMMARY = {
+    "best": lambda s: plots.budget_curves(s, "best"),
+    "eum": lambda s: plots.budget_curves(s, "eum"),
+    "headline": plots.headline,
+    "tokens": plots.tokens_curve,
+    "position": plots.position_quality,
+    "paired": plots.paired_differences,
+    "diversity": plots.diversity,
+}
+
+
+@pytest.mark.parametrize("data", SUMMARIES, ids=str)
+@pytest.mark.parametrize("draw", FROM_SUMMARY, ids=str)
+def test_pictures_of_results(data, draw):
+    pixels = png(FROM_SUMMARY[draw](SUMMARIES[data]))
+    assert (pixels[0, :, :3] == 1).all() and (pixels[..., 3] == 1).all(), "the background is not white"
+
+
+@pytest.mark.parametrize("data", ["close together", "nothing learned"])
+def test_labels_at_the_ends_of_lines_do_not_overlap(data):
+    figure = plots.headline(SUMMARIES[data])
+    png(figure)
+    for axes in figure.axes:
+        boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+        assert len(boxes) == 5
+        assert all(low.y1 <= high.y0 + 2 for low, high in zip(boxes, boxes[1:], strict=False))
+
+
+def test_a_method_looks_the_same_in_every_picture():
+    styles = [plots.method_style(name) for name in plots.METHOD_STYLE]
+    for key in ("color", "marker"):
+        assert len({style[key] for style in styles}) == len(styles)
+    drawn = {line.get_color() for line in plots.budget_curves(summary(), "pass").axes[0].lines}
+    assert {plots.method_style(name)["color"] for name in summary()["methods"]} <= drawn
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: plots.budget_curves(summary(), "nonsense"),
+        lambda: plots.headline({"methods": {}}),
+        lambda: plots.paired_differences({**summary(), "paired_differences": {}}),
+        lambda: plots.training_curves({"grpo": log(3)}, ["nonsense"]),
+        lambda: plots.collapse({"grpo": []}),
+        lambda: plots.upper_envelope(np.ones((2, 3))),
+        lambda: plots.simplex_winners(np.ones((2, 2))),
+        lambda: plots.reward_vectors(np.ones((2, 3)), "abc", ["only one name"]),
+        lambda: plots.advantage_heatmap({"grpo": np.ones(2), "vpo": np.ones(3)}),
+        lambda: plots.pareto(np.zeros((0, 2))),
+    ],
+)
+def test_wrong_input_is_one_clear_line(call):
+    with pytest.raises(LabError) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# --- Training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_training_curves_and_collapse(steps):
+    logs = {"grpo": log(steps), "vpo": log(steps, np.nan)}
+    png(plots.training_curves(logs, ["set_reward", "entropy", "once", "best_of_group"]))
+    png(plots.collapse({**logs, "sft": [{"step": 1, "loss": 2.0}]}))
+
+
+def test_smoothing_keeps_length_mean_and_constants():
+    assert np.allclose(plots.smooth([3.0] * 7, 5), 3.0)
+    assert plots.smooth([1.0, 2.0], 9).shape == (2,)
+    assert np.allclose(plots.smooth([0.0, 3.0, 0.0], 3), [1.5, 1.0, 1.5])
+    assert np.allclose(plots.smooth([1.0, 5.0], 0), [1.0, 5.0])
+
+
+def test_spread_moves_labels_apart_and_no_further_than_needed():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        positions = rng.random(rng.integers(1, 8))
+        moved = plots.spread(positions, 0.1)
+        order = np.argsort(positions, kind="stable")
+        assert (np.diff(moved[order]) >= 0.1 - 1e-9).all()
+        assert np.isclose(moved.mean(), positions.mean())
+    assert np.allclose(plots.spread([0.0, 1.0, 0.5], 0.1), [0.0, 1.0, 0.5])
+
+
+# --- Vectors and weightings -----------------------------------------------------------------------
+
+SETS_3 = {
+    "three": np.array([[1, 0.2, 0.3], [0.2, 1, 0.3], [0.3, 0.2, 1.0]]),
+    "one": np.array([[0.2, 0.4, 0.6]]),
+    "all tied": np.full((3, 3), 0.5),
+    "two the same": np.array([[1, 0, 0], [0, 1, 1], [0, 1, 1.0]]),
+    "zeros": np.zeros((2, 3)),
+}
+
+
+@pytest.mark.parametrize("rewards_M3", SETS_3.values(), ids=SETS_3)
+def test_pictures_of_vectors(rewards_M3):
+    png(plots.simplex_winners(rewards_M3, objectives=OBJECTIVES[:3]))
+    png(plots.upper_envelope(rewards_M3[:, :2]))
+    png(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], [f"a longer name {i}" for i in range(len(rewards_M3))]))
+    png(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], mean=False))
+    png(plots.pareto(rewards_M3, (0, 2), names=list("ABC")[: len(rewards_M3)], objectives=OBJECTIVES))
+    png(plots.advantage_heatmap({"grpo": rewards_M3[:, 0] - 0.5, "vpo": rewards_M3[:, 1]}))
+
+
+def test_simplex_scatter():
+    draws = {alpha: dirichlet_weights(50, 3, alpha=alpha) for alpha in (0.1, 1.0, 10.0)}
+    png(plots.simplex_scatter(draws))
+    png(plots.simplex_scatter({1.0: draws[1.0][:1]}))
+
+
+def test_the_shares_of_the_winner_map_are_the_chances_to_win():
+    rewards_M3 = np.array([[1, 0.2, 0.3], [0.2, 1, 0.3], [0.3, 0.2, 1.0], [0.3, 0.2, 1.0], [0.55, 0.6, 0.5]])
+    figure = plots.simplex_winners(rewards_M3)
+    shown = dict(text.get_text().split("\n") for text in figure.axes[0].texts if "%" in text.get_text())
+    weights_K3 = dirichlet_weights(2**14, 3)
+    chances_M = winners(rewards_M3, weights_K3).mean(axis=0)
+    assert set(shown) == {"A", "B", "C = D", "E"}
+    for names, share in shown.items():
+        assert abs(float(share[:-1]) / 100 - chances_M["ABCDE".index(names[0])]) < 0.012
+
+
+def test_the_title_of_the_envelope_is_the_set_reward():
+    rewards_M2 = np.array([[1, 0], [0, 1], [0.6, 0.6]])
+    title = plots.upper_envelope(rewards_M2).axes[0].get_title(loc="left")
+    assert title.endswith("0.760")
+    assert abs(set_reward(rewards_M2, dirichlet_weights(4096, 2)) - 0.76) < 1e-3
+
+
+def test_wins_somewhere_agrees_with_a_dense_search():
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 1, 4001)
+    weights_K2 = np.column_stack([t, 1 - t])
+    for _ in range(60):
+        points_n2 = rng.integers(0, 6, size=(rng.integers(1, 9), 2)) / 5
+        assert (plots.wins_somewhere(points_n2) == winners(points_n2, weights_K2).any(axis=0)).all()
+
+
+def test_a_point_in_a_dent_of_the_front_is_optimal_and_wins_nowhere():
+    figure = plots.pareto(np.array([[1, 0], [0, 1], [0.4, 0.4], [0.1, 0.1]]))
+    labels = [handle.get_label() for handle in figure.axes[0].collections]
+    assert labels == ["dominated", "Pareto-optimal, wins for no w", "Pareto-optimal, wins for some w"]
+
+
+def test_pareto_3d_has_a_cloud_for_each_method():
+    pytest.importorskip("plotly")
+    clouds = {name: np.random.default_rng(0).random((5, 4)) for name in ("sft", "vpo")}
+    figure = plots.pareto_3d(clouds, (0, 2, 3), OBJECTIVES)
+    assert [trace.name for trace in figure.data] == ["SFT", "VPO"]
+    assert figure.layout.scene.yaxis.title.text == "param_name"
+
+
+# --- Manners ------------------------------------------------------------------------------------
+
+
+def test_figures_do_not_pile_up_and_settings_stay():
+    import matplotlib.pyplot as plt
+
+    before = plt.rcParams["font.size"]
+    plots.headline(summary())
+    assert plt.get_fignums() == [] and plt.rcParams["font.size"] == before
+
+
+def test_importing_plots_and_widgets_loads_no_plotting_library():
+    heavy = {"matplotlib", "plotly", "ipywidgets", "IPython", "torch"}
+    code = f"import sys, vpo_lab.plots, vpo_lab.widgets; print(*({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
