@@ -330,6 +330,8 @@ def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch,
     for i, row in enumerate(rows):
         assert pool.rewards_NCMD[i, 0, 0].tolist() == task.score(rows[0]["gold"], row["gold"]).tolist()
     ((prompts, options),) = calls
-    assert len(prompts) == 3 * chains and len(set(prompts)) == 3
+    assert prompts == [prompt for prompt in dict.fromkeys(prompts) for _ in range(chains)]
+    for row, prompt in zip(rows, prompts[::chains], strict=True):
+        assert row["prompt"][-1]["content"] in prompt
     assert options["max_new_tokens"] == m * SMOKE.policy.max_answer_tokens
     assert options["seed"] != 5

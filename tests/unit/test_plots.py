@@ -1,18 +1,16 @@
 """Every picture on small and on odd data: one candidate, ties, constants, missing intervals."""
 
-import io
 import subprocess
 import sys
+from itertools import pairwise
 
-import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vpo_lab import plots
 from vpo_lab.errors import LabError
 from vpo_lab.scalarization import dirichlet_weights, set_reward, winners
-
-matplotlib.use("Agg")
 
 OBJECTIVES = ("format", "tool_name", "param_name", "param_value")
 
@@ -36,7 +34,7 @@ def method(m: int, budgets, level: float, tokens: float = 9.0, interval=(-0.02, 
 def summary(budgets=(1, 3, 6), level=0.5, spread=0.001, **options) -> dict:
     names = {"sft": 1, "sft_chain": 3, "grpo": 1, "vpo": 3}
     pairs = {
-        f"vpo - {other}": {str(k): dict.fromkeys(("best", "pass", "eum"), [0.1, -0.1, 0.2]) for k in budgets}
+        f"vpo - {other}": {str(k): {name: [0.1, -0.1, 0.2] for name in ("best", "pass", "eum")} for k in budgets}
         for other in ("sft", "sft_chain", "grpo")
     }
     return {
@@ -54,13 +52,11 @@ def log(steps: int, value=0.5) -> list[dict]:
     return [{"step": s, **dict.fromkeys(names, value), "once": 1.0} for s in range(1, steps + 1)]
 
 
-def png(figure) -> np.ndarray:
+def drawn(figure) -> np.ndarray:
     """The pixels of a figure, having drawn all of it."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png", bbox_inches="tight")
-    assert image.tell() < 120_000
-    image.seek(0)
-    return matplotlib.pyplot.imread(image)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 SUMMARIES = {
@@ -68,15 +64,13 @@ SUMMARIES = {
     "close together": summary(spread=0.0),
     "one budget": summary(budgets=(1,)),
     "no intervals": summary(interval=(np.nan, np.nan)),
-    "nothing learned": summary(level=0.0, spread=0.0, interval=(0.0, 0.0)),
+    "nothing learned": summary(level=0.0, spread=0.0, interval=(0.0, 0.0), tokens=0.0),
     "no ceiling, no description": {"methods": summary()["methods"], "ceiling": None}
     | {"paired_differences": summary()["paired_differences"]},
-    "no tokens": summary(tokens=0.0),
     "a method of one's own": {**summary(), "methods": {**summary()["methods"], "mine": method(2, (1, 3, 6), 0.4)}},
 }
 FROM_SUMMARY = {
     "best": lambda s: plots.budget_curves(s, "best"),
-    "eum": lambda s: plots.budget_curves(s, "eum"),
     "headline": plots.headline,
     "tokens": plots.tokens_curve,
     "position": plots.position_quality,
@@ -88,26 +82,26 @@ FROM_SUMMARY = {
 @pytest.mark.parametrize("data", SUMMARIES, ids=str)
 @pytest.mark.parametrize("draw", FROM_SUMMARY, ids=str)
 def test_pictures_of_results(data, draw):
-    pixels = png(FROM_SUMMARY[draw](SUMMARIES[data]))
-    assert (pixels[0, :, :3] == 1).all() and (pixels[..., 3] == 1).all(), "the background is not white"
+    pixels = drawn(FROM_SUMMARY[draw](SUMMARIES[data]))
+    assert (pixels[0] == 255).all() and (pixels[..., 3] == 255).all(), "the background is not white"
 
 
 @pytest.mark.parametrize("data", ["close together", "nothing learned"])
 def test_labels_at_the_ends_of_lines_do_not_overlap(data):
     figure = plots.headline(SUMMARIES[data])
-    png(figure)
+    drawn(figure)
     for axes in figure.axes:
         boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
         assert len(boxes) == 5
-        assert all(low.y1 <= high.y0 + 2 for low, high in zip(boxes, boxes[1:], strict=False))
+        assert all(low.y1 <= high.y0 + 2 for low, high in pairwise(boxes))
 
 
 def test_a_method_looks_the_same_in_every_picture():
     styles = [plots.method_style(name) for name in plots.METHOD_STYLE]
     for key in ("color", "marker"):
         assert len({style[key] for style in styles}) == len(styles)
-    drawn = {line.get_color() for line in plots.budget_curves(summary(), "pass").axes[0].lines}
-    assert {plots.method_style(name)["color"] for name in summary()["methods"]} <= drawn
+    colors = {line.get_color() for line in plots.budget_curves(summary(), "pass").axes[0].lines}
+    assert {plots.method_style(name)["color"] for name in summary()["methods"]} <= colors
 
 
 @pytest.mark.parametrize(
@@ -137,8 +131,8 @@ def test_wrong_input_is_one_clear_line(call):
 @pytest.mark.parametrize("steps", [1, 2, 40])
 def test_training_curves_and_collapse(steps):
     logs = {"grpo": log(steps), "vpo": log(steps, np.nan)}
-    png(plots.training_curves(logs, ["set_reward", "entropy", "once", "best_of_group"]))
-    png(plots.collapse({**logs, "sft": [{"step": 1, "loss": 2.0}]}))
+    drawn(plots.training_curves(logs, ["set_reward", "entropy", "once", "best_of_group"]))
+    drawn(plots.collapse({**logs, "sft": [{"step": 1, "loss": 2.0}]}))
 
 
 def test_smoothing_keeps_length_mean_and_constants():
@@ -172,18 +166,18 @@ SETS_3 = {
 
 @pytest.mark.parametrize("rewards_M3", SETS_3.values(), ids=SETS_3)
 def test_pictures_of_vectors(rewards_M3):
-    png(plots.simplex_winners(rewards_M3, objectives=OBJECTIVES[:3]))
-    png(plots.upper_envelope(rewards_M3[:, :2]))
-    png(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], [f"a longer name {i}" for i in range(len(rewards_M3))]))
-    png(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], mean=False))
-    png(plots.pareto(rewards_M3, (0, 2), names=list("ABC")[: len(rewards_M3)], objectives=OBJECTIVES))
-    png(plots.advantage_heatmap({"grpo": rewards_M3[:, 0] - 0.5, "vpo": rewards_M3[:, 1]}))
+    drawn(plots.simplex_winners(rewards_M3, objectives=OBJECTIVES[:3]))
+    drawn(plots.upper_envelope(rewards_M3[:, :2]))
+    drawn(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], [f"a longer name {i}" for i in range(len(rewards_M3))]))
+    drawn(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], mean=False))
+    drawn(plots.pareto(rewards_M3, (0, 2), names=list("ABC")[: len(rewards_M3)], objectives=OBJECTIVES))
+    drawn(plots.advantage_heatmap({"grpo": rewards_M3[:, 0] - 0.5, "vpo": rewards_M3[:, 1]}))
 
 
 def test_simplex_scatter():
     draws = {alpha: dirichlet_weights(50, 3, alpha=alpha) for alpha in (0.1, 1.0, 10.0)}
-    png(plots.simplex_scatter(draws))
-    png(plots.simplex_scatter({1.0: draws[1.0][:1]}))
+    drawn(plots.simplex_scatter(draws))
+    drawn(plots.simplex_scatter({1.0: draws[1.0][:1]}))
 
 
 def test_the_shares_of_the_winner_map_are_the_chances_to_win():
@@ -206,7 +200,7 @@ def test_the_title_of_the_envelope_is_the_set_reward():
 
 def test_wins_somewhere_agrees_with_a_dense_search():
     rng = np.random.default_rng(0)
-    t = np.linspace(0, 1, 4001)
+    t = np.linspace(0, 1, 2521)  # in steps of 1/2520: points on a line tie at one of these weights
     weights_K2 = np.column_stack([t, 1 - t])
     for _ in range(60):
         points_n2 = rng.integers(0, 6, size=(rng.integers(1, 9), 2)) / 5

@@ -179,8 +179,8 @@ def test_demonstrations_are_well_formed_and_far_from_the_gold(rows):
         [[TASK.score(a, row["gold"]) for a in TASK.demonstrations(row, 3, rng)] for row in rows["train"][:400]]
     )
     solved = (rewards == 1).all(axis=2).mean()
-    assert 0.01 < solved < 0.2
-    assert 0.35 < rewards.mean() < 0.65
+    assert 0.03 < solved < 0.12
+    assert 0.4 < rewards.mean() < 0.57
     assert rewards[:, :, 0].mean() > 0.85  # the format is taught well
 
 
@@ -224,12 +224,18 @@ def test_one_answer_cannot_beat_the_ceiling_in_the_whole_search(number):
     assert tiny_tools._best_coverage(number, 1) == pytest.approx((everything @ probabilities(number)).max(), abs=1e-7)
 
 
-@pytest.mark.parametrize("number, k", [(n, k) for n in FEWEST[4:14] for k in (2, 3) if k < len(kinds()[n].outcomes)])
-def test_the_coverage_of_k_answers_is_the_best_of_all_combinations(number, k):
-    scores_AG = tiny_tools._candidate_scores(number)
-    sets = combinations(scores_AG, k)
-    best = max(np.max(chosen, axis=0) @ probabilities(number) for chosen in sets)
-    assert tiny_tools._best_coverage(number, k) == pytest.approx(best, abs=1e-6)
+def test_the_coverage_of_two_answers_is_that_of_the_best_pair():
+    for number in range(32):
+        scores_AG = tiny_tools._candidate_scores(number)
+        best = (np.maximum(scores_AG[:, None], scores_AG[None]) @ probabilities(number)).max()
+        assert tiny_tools._best_coverage(number, 2) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [n for n in FEWEST[4:16] if len(kinds()[n].outcomes) > 3])
+def test_the_coverage_of_three_answers_is_that_of_the_best_three(number):
+    triples = combinations(tiny_tools._candidate_scores(number), 3)
+    best = max(np.max(chosen, axis=0) @ probabilities(number) for chosen in triples)
+    assert tiny_tools._best_coverage(number, 3) == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.parametrize("number", FEWEST[:8])

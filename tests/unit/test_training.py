@@ -254,6 +254,29 @@ def pairs(batches) -> list[tuple]:
     )
 
 
+@pytest.mark.parametrize("method, m", [("grpo", 1), ("vpo", 3)])
+def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m):
+    given = []
+    monkeypatch.setattr(training, "_train", lambda trainer, *rest: given.append((trainer, rest)))
+    settings = {"rl__temperature": 0.9, "rl__max_grad_norm": 0.3, "rl__warmup_steps": 7, "rl__checkpoint_every": 5}
+    settings |= {"rl__weight_draws": 9, "rl__alpha": 2.0, "rl__sampler": "iid"}
+    profile = small(rl__steps=11, rl__micro_rollouts=4, **settings)
+    train_rl(profile, method, run, seed=4)
+    ((trainer, (stage, steps, _)),) = given
+    args = trainer.args
+    assert (args.temperature, args.max_grad_norm, args.warmup_steps, args.save_steps) == (0.9, 0.3, 7, 5)
+    assert (args.max_steps, args.learning_rate, args.seed) == (11, 1e-3, 4) and (stage, steps) == (run / method, 11)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
+    assert (args.per_device_train_batch_size, args.num_generations) == (4, 4)
+    assert args.max_completion_length == 20 * m
+    assert (args.top_p, args.top_k, args.min_p, args.beta, args.num_iterations) == (1.0, 0, None, 0.0, 1)
+    reward = trainer.reward_funcs[0]
+    options = {"weight_draws": 9, "alpha": 2.0, "sampler": "iid"}
+    assert dict(reward.method.options) == (options if method == "vpo" else {})
+    assert (reward.method.name, reward.m, reward.group_size, reward.seed) == (method, m, 4, 4)
+    assert reward.end_tokens == (trainer.processing_class.eos_token_id,)
+
+
 def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, tokenizer, monkeypatch):
     from trl import SFTTrainer
 
@@ -411,8 +434,7 @@ def cut_newest(checkpoints: Path) -> None:
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [False, True], ids=["whole", "newest cut"])
-@pytest.mark.parametrize("rows", [64, 8], ids=["first epoch", "second epoch"])
+@pytest.mark.parametrize("rows, damage", [(64, False), (8, True)], ids=["first epoch", "second epoch, newest cut"])
 def test_a_killed_sft_ends_with_the_same_weights(tmp_path, monkeypatch, capsys, rows, damage):
     # 8 rows make a data set of 32 examples: four steps an epoch, a checkpoint every two steps.
     profile, straight, resumed = small(sft__steps=9, sft__train_rows=rows), tmp_path / "a", tmp_path / "b"
@@ -431,13 +453,12 @@ def test_a_killed_sft_ends_with_the_same_weights(tmp_path, monkeypatch, capsys, 
 @pytest.mark.parametrize(
     "method, rows, micro, damage",
     [
-        ("vpo", 64, 0, False),
-        ("vpo", 64, 4, False),
-        ("vpo", 64, 0, True),
+        ("grpo", 64, 0, False),
+        ("vpo", 64, 4, True),
         ("vpo", 12, 0, False),  # three steps an epoch: resumed in the second
         ("vpo", 8, 0, False),  # two steps an epoch: resumed where one ends
-        ("grpo", 64, 0, False),
     ],
+    ids=["first epoch", "micro batches, newest cut", "second epoch", "end of an epoch"],
 )
 def test_a_killed_rl_stage_ends_with_the_same_weights(
     run, letters, monkeypatch, capsys, tmp_path, method, rows, micro, damage

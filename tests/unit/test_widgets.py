@@ -9,7 +9,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.widgets import HEADLESS, WeightExplorer, rebalance, render_sets, short_answer
 
 OBJECTIVES = ("format", "tool_name", "param_name", "param_value")
-CALL = '<think> a </think>\n<tool_call>\n{"name": "find_hotels", "parameters": {"city": "Oslo", "nights": 2}}\n</tool_call>'
+CALL = '<think> a </think><tool_call>{"name": "find_hotels", "parameters": {"city": "Oslo", "nights": 2}}</tool_call>'
 SETS = {
     "SFT": (["one", "two", "three"], np.array([[1, 0, 0, 0], [0, 1, 1, 1], [0.5, 0.5, 0.5, 0.5]])),
     "GRPO": (["same"] * 3, np.full((3, 4), 0.7)),
