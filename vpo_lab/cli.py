@@ -36,9 +36,12 @@ def run(
     overrides = _assignments(settings, "--set")
     if data:
         overrides["data"] = str(Path(data).resolve())
-    path = run_pipeline(
-        profile, seed, run_dir, overrides, _assignments(parameter, "-p"), False if one_at_a_time else None
-    )
+    parameters = _assignments(parameter, "-p")
+    try:
+        path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None)
+    except KeyboardInterrupt:  # here, because typer ends the process before main() could see it
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
     print_summary(path)
 
 
@@ -95,9 +98,6 @@ def main() -> None:
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -92,10 +92,11 @@ class Pool:
                 rewards_NCMD=np.array(data["rewards"], dtype=float),
                 tokens_NC=np.array(data["tokens"], dtype=int),
             )
-            fits = pool.rewards_NCMD.shape[:2] == pool.tokens_NC.shape == (len(pool.ids), len(pool.answers[0]))
+            axes = (len(pool.ids), len(pool.answers[0]), len(pool.answers[0][0]), len(pool.objectives))
+            fits = pool.rewards_NCMD.shape == axes and pool.tokens_NC.shape == axes[:2]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise LabError(f"{path} is not a candidate pool ({error}): delete it and run again") from error
-        if not fits or pool.rewards_NCMD.ndim != 4:
+        if not fits:
             raise LabError(f"{path} is not a candidate pool (its axes do not match): delete it and run again")
         return pool
 

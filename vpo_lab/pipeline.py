@@ -86,6 +86,8 @@ def run_pipeline(
     Raises LabError with one line on a wrong setting, a run folder of another run, a failed notebook.
     """
     profile = get_profile(profile_name, overrides)
+    if not 0 <= seed < 2**31:
+        raise LabError(f"seed = {seed}: choose one from 0 to {2**31 - 1}")
     for method in profile.methods:
         get_method(method)
     check_backend(profile)

@@ -121,6 +121,13 @@ class Profile:
                 f"sft.micro_rows = {self.sft.micro_rows}: must divide sft.batch_rows = {self.sft.batch_rows}",
             ),
             (self.sft.steps >= 1 and rl.steps >= 1, "sft.steps and rl.steps: at least 1"),
+            (rl.checkpoint_every >= 1, f"rl.checkpoint_every = {rl.checkpoint_every}: at least 1"),
+            (
+                min(evaluation.requests, rl.train_rows, self.sft.train_rows) >= 0,
+                "evaluation.requests, rl.train_rows and sft.train_rows: 0 (all) or more",
+            ),
+            (evaluation.batch >= 1 and self.policy.max_answer_tokens >= 1, "batch, max_answer_tokens: at least 1"),
+            (0 < evaluation.top_p <= 1, f"evaluation.top_p = {evaluation.top_p}: above 0, at most 1"),
             (
                 evaluation.candidates % max(rl.candidates, 1) == 0,
                 f"evaluation.candidates = {evaluation.candidates}: must be a multiple of M = {rl.candidates}",
@@ -157,6 +164,8 @@ def _replace_path(node, path: str, parts: list[str], value):
         raise LabError(f"override {path!r}: name a field of it, e.g. {path}.{fields(current)[0].name}")
     if isinstance(current, tuple) and isinstance(value, (list, tuple)):
         value = tuple(value)
+        if any(type(item) is not type(current[0]) for item in value):
+            raise LabError(f"override {path}={list(value)!r}: expected items such as {current[0]!r}")
     elif isinstance(current, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(current):
@@ -181,7 +190,8 @@ PROFILES = {
         replace(
             TINY,
             name="smoke",
-            sft=replace(TINY.sft, steps=12, batch_rows=32, train_rows=256),
+            # Enough warmup that rewards differ: without them nothing would be trained, nor tested.
+            sft=replace(TINY.sft, steps=60, batch_rows=32, train_rows=256),
             rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
             evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
             minutes="under two minutes; it proves that everything runs and teaches the policy nothing",

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from vpo_lab.profiles import Profile
 
 MANIFEST = "run.json"
 CHECKPOINT_SEAL = "sealed.json"
+# What safetensors and torch.save say on a full disk; neither raises an OSError.
+_FULL = ("No space left on device", "unexpected pos", "PytorchStreamWriter failed")
 
 
 @contextmanager
@@ -25,13 +28,14 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     """Turn "no space left" and "no permission" while writing `path` into one clear line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _FULL):
             raise LabError(
                 f"disk full while writing {path}: free some space and start again, finished work is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise LabError(f"cannot write {path} ({error.strerror}): choose another --run-dir") from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise LabError(f"cannot write {path} ({os.strerror(number)}): choose another --run-dir") from error
         raise
 
 
@@ -69,7 +73,7 @@ def read_json(path: Path) -> object:
         return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except FileNotFoundError as error:
         raise LabError(f"{path} does not exist: run the step that makes it first") from error
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise LabError(f"{path} is damaged ({error}): delete it and run again, it will be rebuilt") from error
 
 

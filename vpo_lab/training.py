@@ -204,6 +204,7 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
         loss_type="dapo",
         scale_rewards="none",  # the method has normalised already
         mask_truncated_completions=False,
+        shuffle_dataset=False,  # the data set is in order already
         disable_dropout=True,
         logging_steps=1,
         save_steps=rl.checkpoint_every,
@@ -213,18 +214,24 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
         args=args,
         processing_class=tokenizer,
         reward_funcs=VectorReward(task, method, m, rl.group_size, seed, end_tokens=(tokenizer.eos_token_id,)),
-        train_dataset=_rl_dataset(profile, task, tokenizer, m),
+        train_dataset=_rl_dataset(profile, task, tokenizer, m, seed),
     )
     return _train(trainer, stage, rl.steps, method_name.upper())
 
 
-def _rl_dataset(profile: Profile, task: Task, tokenizer, m: int):
+def _rl_dataset(profile: Profile, task: Task, tokenizer, m: int, seed: int):
+    """The prompts of the whole run, in order: one epoch, however few rows there are.
+
+    TRL's own shuffle starts over when a run is resumed in its second epoch or later.
+    """
     from datasets import Dataset
 
     rows = load_rows(profile, task, "train", tokenizer, limit=profile.rl.train_rows)
-    return Dataset.from_list(
-        [{"prompt": render_prompt(tokenizer, row["prompt"], m), "gold": row["gold"]} for row in rows]
-    )
+    examples = [{"prompt": render_prompt(tokenizer, row["prompt"], m), "gold": row["gold"]} for row in rows]
+    wanted = profile.rl.steps * (profile.rl.rollouts // profile.rl.group_size)
+    rng = np.random.default_rng([seed, 2])
+    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-wanted // len(rows)))])[:wanted]
+    return Dataset.from_list([examples[i] for i in order])
 
 
 # --- Both stages ------------------------------------------------------------------------------

@@ -433,8 +433,8 @@ class TinyTools:
         """`n` distinct answers of a mediocre annotator: the warmup must not hand over the solution.
 
         With ANNOTATOR_SKILL the annotator follows the hidden distribution, else any tools of the
-        domain will do; CORRUPTED of the answers then have a key dropped, renamed or added, or a
-        wrong value.
+        domain will do; CORRUPTED of the answers then have a key dropped or added, or a wrong
+        value.
         """
         split, number = row["id"].split("-")[1:]
         request, _ = _requests()[split][int(number)]

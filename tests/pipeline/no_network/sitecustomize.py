@@ -3,16 +3,26 @@
 import os
 import socket
 
-_connect = socket.socket.connect
+_connect, _getaddrinfo = socket.socket.connect, socket.getaddrinfo
+LOCAL = ("127.0.0.1", "::1", "localhost", "", None, socket.gethostname())
 
 
-def _local_only(self, address):
-    host = address[0] if isinstance(address, tuple) else "local"
-    if self.family in (socket.AF_INET, socket.AF_INET6) and host not in ("127.0.0.1", "::1", "localhost"):
+def _refuse_unless_local(host):
+    if host not in LOCAL:
         with open(os.environ["VPO_LAB_TEST_CALLS"], "a") as file:
-            file.write(f"{address}\n")
-        raise OSError(f"the tests block the network: {address}")
+            file.write(f"{host}\n")
+        raise OSError(f"the tests block the network: {host}")
+
+
+def connect(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        _refuse_unless_local(address[0])
     return _connect(self, address)
 
 
-socket.socket.connect = _local_only
+def getaddrinfo(host, *arguments, **options):
+    _refuse_unless_local(host)
+    return _getaddrinfo(host, *arguments, **options)
+
+
+socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
