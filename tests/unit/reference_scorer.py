@@ -4,9 +4,10 @@ Written from the rules, in another style: regular expressions cut the text, numb
 they were, alignment tries every subset, ratios are exact fractions. Slow, and without caps.
 
 Where the rules are silent it follows the same readings as the scorer: think blocks are cut out
-wherever they are, an unclosed one to the end; calls are read from every <tool_call> block up to the
-first thing in it that is not a call; names and keys compare as strings do; ties of the alignment
-go to the higher key F1, then to the higher share of values.
+wherever they are, an unclosed one to the end; calls are read from every closed <tool_call> block,
+passing over what is not a call and, after text that is no JSON, going on with the next line; names
+and keys compare exactly; ties of the alignment go to the higher key F1, then to the higher share of
+values.
 """
 
 import json
@@ -49,31 +50,26 @@ def has_format(answer, wants_calls):
         return False
     if not wants_calls:
         closed = re.search("<response>(.*?)</response>", after, re.DOTALL)
-        return "tool_call>" not in after.replace("</tool_call>", "<tool_call>") and bool(closed and closed[1].strip())
-    if after.count("<tool_call>") != 1 or after.count("</tool_call>") != 1:
+        return "<tool_call>" not in after and bool(closed and closed[1].strip())
+    if len(after.split("<tool_call>")) != 2:
         return False
-    block = re.search("<tool_call>(.*)</tool_call>", after, re.DOTALL)
+    block = re.search("<tool_call>(.*?)</tool_call>", after, re.DOTALL)
     if not block:
         return False
-    values, left_over = json_values(block[1])
+    values, clean = json_values(block[1])
     items = flattened(values)
-    return not left_over and bool(items) and all(as_call(item) is not None for item in items)
+    return clean and bool(items) and all(as_call(item) is not None for item in items)
 
 
 def response_in(visible):
-    found = re.search(r"<response>(.*?)(?:</response>|\Z)", visible, re.DOTALL)
+    found = re.search(r"<response>(.*?)</response>", visible, re.DOTALL)
     return found[1].strip() if found else ""
 
 
 def calls_in(visible):
-    calls = []
-    for block in re.findall(r"<tool_call>(.*?)(?:</tool_call>|\Z)", visible, re.DOTALL):
-        for item in flattened(json_values(block)[0]):
-            call = as_call(item)
-            if call is None:
-                break
-            calls.append(call)
-    return calls
+    blocks = re.findall(r"<tool_call>(.*?)</tool_call>", visible, re.DOTALL)
+    calls = [as_call(item) for block in blocks for item in flattened(json_values(block)[0])]
+    return [call for call in calls if call is not None]
 
 
 # --- JSON, numbers kept as ("number", sign, digits, exponent) ---
@@ -98,16 +94,18 @@ decoder = json.JSONDecoder(parse_int=number, parse_float=number, parse_constant=
 
 
 def json_values(block):
-    """The JSON values at the start of a block, and the text left over after them."""
-    values, text = [], block.strip(" \t\r\n")
+    """The JSON values of a block; is there nothing else in it?"""
+    values, clean, text = [], True, block.strip(" \t\r\n")
     while text:
         try:
             value, end = decoder.raw_decode(text)
         except ValueError:
-            break
+            clean = False
+            text = text.partition("\n")[2].lstrip(" \t\r\n")
+            continue
         values.append(value)
         text = text[end:].lstrip(" \t\r\n")
-    return values, text
+    return values, clean
 
 
 def flattened(values):
@@ -126,7 +124,7 @@ def as_call(item):
             return None
     if not isinstance(parameters, dict):
         return None
-    return plain(name), {plain(key): value for key, value in parameters.items()}
+    return name, parameters
 
 
 def plain(text):
@@ -148,7 +146,6 @@ def same(a, b):
     if kinds[0] == "list":
         return len(a) == len(b) and not any(not same(x, y) for x, y in zip(a, b, strict=True))
     if kinds[0] == "object":
-        a, b = ({plain(key): value for key, value in x.items()} for x in (a, b))
         return set(a) == set(b) and not any(not same(a[key], b[key]) for key in a)
     return a == b
 

@@ -238,9 +238,7 @@ def test_the_summary_holds_every_pool_and_is_written(run):
         assert list(described["k"]) == ["1", "3", "6"]
         for k in (1, 3, 6):
             assert described["k"][str(k)]["best"][0] == pytest.approx(at_k(pool, "best", k).mean(), abs=1e-5)
-            assert described["k"][str(k)]["tokens"] == pytest.approx(
-                pool.tokens_NC.mean() * -(-k // pool.m), abs=0.01
-            )
+            assert described["k"][str(k)]["tokens"] == pytest.approx(pool.tokens_NC.mean() * -(-k // pool.m), abs=0.01)
     assert set(summary["paired_differences"]) == {"vpo - sft", "vpo - sft_chain", "vpo - grpo"}
     vpo, grpo = (summary["methods"][name]["k"]["3"]["pass"][0] for name in ("vpo", "grpo"))
     assert summary["paired_differences"]["vpo - grpo"]["3"]["pass"][0] == pytest.approx(vpo - grpo, abs=2e-5)

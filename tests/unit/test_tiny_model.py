@@ -26,9 +26,7 @@ def samples(tokenizer) -> list[tuple[str, str]]:
     """300 prompts that ask for three answers, and chains of three; 200 of them were never trained on."""
     rng = np.random.default_rng(99)
     rows = [*TASK.load(None, "test"), *TASK.load(None, "train")[:100]]
-    return [
-        (render_prompt(tokenizer, row["prompt"], 3), join_chain(TASK.demonstrations(row, 3, rng))) for row in rows
-    ]
+    return [(render_prompt(tokenizer, row["prompt"], 3), join_chain(TASK.demonstrations(row, 3, rng))) for row in rows]
 
 
 def ids_of(tokenizer, text: str) -> list[int]:

@@ -67,7 +67,7 @@ def assert_agrees(answer: str, gold: str) -> None:
         (GOLD.replace("</tool_call>", ""), 0),
         (GOLD.replace("<tool_call>", ""), 0),
         (GOLD + GOLD.replace(THOUGHT, ""), 0),
-        (GOLD + "</tool_call>", 0),
+        (GOLD + "</tool_call>", 1),  # a stray end opens nothing: still exactly one closed block
         (THOUGHT + '</tool_call><tool_call>{"name": "get"}', 0),
         (wrapped(""), 0),
         (wrapped("[]"), 0),
@@ -98,7 +98,7 @@ def test_format_where_the_gold_has_calls(answer, expected):
         (THOUGHT, [0, 0, 0, 0]),
         ("<think></think>", [0, 0, 0, 0]),  # earns everything in a known scorer
         (THOUGHT + "<response>  \n </response>", [0, 0, 0, 0]),
-        (THOUGHT + "<response> cut off", [0, 1, 1, 1]),
+        (THOUGHT + "<response> cut off", [0, 0, 0, 0]),
         ("<response> no thought </response>", [0, 1, 1, 1]),
         (THOUGHT + " Which one?", [0, 0, 0, 0]),
         (GOLD, [0, 0, 0, 0]),
@@ -140,12 +140,32 @@ def test_think_halves_make_no_tag():
 def test_a_slip_in_the_tags_does_not_hide_the_calls():
     for slip in (
         GOLD.replace(THOUGHT, ""),
-        GOLD.replace("</tool_call>", ""),
         "Sure: " + GOLD,
         GOLD + THOUGHT,
         wrapped('{"name": "get", "parameters": {"page": 1, "lang": "en"}}\n{"name": "ge'),
+        wrapped('{"name": "ge\n{"name": "get", "parameters": {"page": 1, "lang": "en"}}'),
+        wrapped('```json\n{"name": "get", "parameters": {"page": 1, "lang": "en"}}\n```'),
     ):
         assert score(slip, GOLD).tolist() == [0, 1, 1, 1]
+        assert reference_score(slip, GOLD) == [0, 1, 1, 1]
+
+
+def test_a_block_that_is_not_closed_holds_nothing():
+    assert score(GOLD.replace("</tool_call>", ""), GOLD).tolist() == [0, 0, 0, 0]
+
+
+def test_a_broken_call_costs_the_same_wherever_it_stands():
+    good, broken = '{"name": "get", "parameters": {"page": 1}}', '{"name": "put", "parameters": {"page": }}'
+    gold = wrapped(good + '\n{"name": "put", "parameters": {"page": 2}}')
+    first, last = (score(wrapped(f"{a}\n{b}"), gold).tolist() for a, b in ((broken, good), (good, broken)))
+    assert first == last == [0, pytest.approx(2 / 3), 0.5, 0.5]
+
+
+def test_a_long_block_of_broken_lines_is_read_in_time():
+    for line in ("[", '{"a":', '"', "[1,", '{"name": "get", "parameters": {"a": [', "[" * 60):
+        start = time.perf_counter()
+        score(wrapped('"\n' + f"{line}\n" * (90_000 // (len(line) + 1))), GOLD)
+        assert time.perf_counter() - start < 5  # a guard against hanging: it takes well under a second
 
 
 def test_one_block_per_call_is_read_and_costs_the_format():
@@ -320,10 +340,14 @@ def test_values(given_json, gold_json, expected):
     assert_agrees(answer, gold)
 
 
-def test_names_and_keys_compare_as_strings_do():
-    gold = wrapped('{"name": "Gr\\u00fcn ", "parameters": {" k\\u00e9y": 1}}')
-    answer = wrapped('{"name": "Gru\\u0308n", "parameters": {"ke\\u0301y": 1}}')
-    assert score(answer, gold).tolist() == [1, 1, 1, 1]
+def test_names_and_keys_are_taken_as_written():
+    gold = with_value("1")
+    assert score(gold.replace('"name": "', '"name": " '), gold)[1] == 0
+    spare = wrapped('{"name": "get", "parameters": {"a": 1, " a": 2}}')
+    swapped = wrapped('{"name": "get", "parameters": {" a": 2, "a": 1}}')
+    wanted = wrapped('{"name": "get", "parameters": {"a": 1}}')
+    assert score(spare, wanted).tolist() == score(swapped, wanted).tolist() == [1, 1, pytest.approx(2 / 3), 1]
+    assert_agrees(spare, wanted)
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "01", "+1", ".5", "1e9" + "9" * 30])

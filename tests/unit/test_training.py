@@ -248,9 +248,7 @@ def test_the_loss_receives_the_advantages_unchanged(run, letters, monkeypatch, m
 
 def pairs(batches) -> list[tuple]:
     return sorted(
-        (tuple(row), round(float(a), 6))
-        for ids, found in batches
-        for row, a in zip(ids.tolist(), found, strict=True)
+        (tuple(row), round(float(a), 6)) for ids, found in batches for row, a in zip(ids.tolist(), found, strict=True)
     )
 
 

@@ -5,15 +5,15 @@ How an answer is read
 1. Think blocks are cut out; nothing inside them is ever taken for a call. An unclosed `<think>`
    hides the rest of the text. A text whose first think tag is a closing one is read as if it
    began with `<think>`.
-2. What is left is searched for `<tool_call>` blocks. A block holds JSON values one after another,
-   each a call or an array of calls; a call is an object with a string `name` and an object
-   `parameters` (or `arguments`; neither: no parameters). Reading a block stops at the first thing
-   that is not a call. NaN and Infinity are not JSON.
-3. The response is the text of the first `<response>`.
+2. What is left is searched for closed `<tool_call>` blocks. A block holds JSON values one after
+   another, each a call or an array of calls; a call is an object with a string `name` and an object
+   `parameters` (or `arguments`; neither: no parameters). What is not a call is passed over: after
+   text that is no JSON, reading goes on with the next line. NaN and Infinity are not JSON.
+3. The response is the text of the first closed `<response>`.
 
-`format` is strict, the other three objectives score what could be read: calls of several blocks or
-of an unclosed block, an unclosed response, an answer without a think block. So each objective says
-one thing, and a slip in the tags does not hide that the call was right.
+`format` is strict, the other three objectives score what could be read: the calls of several
+blocks, the good calls of a block beside a broken one, an answer without a think block. So each
+objective says one thing, and a slip in the form does not hide that a call was right.
 
 Caps keep the time bounded: a longer text is not read at all, a deeper value and a call beyond
 MAX_CALLS end the reading of their block, a longer string compares without NFC (which takes
@@ -48,7 +48,7 @@ MAX_NFC_CHARS = 2_048  # of one string
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call. All strings in it, keys too, are in Unicode NFC and trimmed.
+    """One tool call. Names and keys stand as written; strings among the values are in NFC and trimmed.
 
     Numbers are int or float, or Decimal where a float could not hold the number that was written.
     """
@@ -129,19 +129,18 @@ def parse_answer(text: str) -> ParsedAnswer:
     think, well_thought, rest = _read_thinking(text)
     calls: list[Call] = []
     all_parse = True
-    for block, closed in _blocks(rest, "<tool_call>", "</tool_call>"):
-        all_parse &= _read_calls(block, calls) and closed
+    for block in _blocks(rest, "<tool_call>", "</tool_call>"):
+        all_parse &= _read_calls(block, calls)
         if len(calls) == MAX_CALLS:
             break
-    tags = rest.count("<tool_call>"), rest.count("</tool_call>")
-    response, answered = next(_blocks(rest, "<response>", "</response>"), ("", False))
-    response = response.strip()
+    n_opened = rest.count("<tool_call>")
+    response = next(_blocks(rest, "<response>", "</response>"), "").strip()
     return ParsedAnswer(
         think=think,
         calls=tuple(calls),
         response=response,
-        call_format=well_thought and tags == (1, 1) and all_parse and bool(calls),
-        response_format=well_thought and tags == (0, 0) and answered and response != "",
+        call_format=well_thought and n_opened == 1 and all_parse and bool(calls),
+        response_format=well_thought and n_opened == 0 and response != "",
     )
 
 
@@ -149,15 +148,15 @@ def parse_answer(text: str) -> ParsedAnswer:
 _parse_gold = lru_cache(maxsize=8192)(parse_answer)
 
 
-def _blocks(text: str, opening: str, closing: str, start: int = 0) -> Iterator[tuple[str, bool]]:
-    """The (text, is it closed) of each block; one that is not closed runs to the end."""
+def _blocks(text: str, opening: str, closing: str) -> Iterator[str]:
+    """The text of each closed block."""
+    start = 0
     while (begin := text.find(opening, start)) >= 0:
         begin += len(opening)
         end = text.find(closing, begin)
         if end < 0:
-            yield text[begin:], False
             return
-        yield text[begin:end], True
+        yield text[begin:end]
         start = end + len(closing)
 
 
@@ -187,20 +186,29 @@ def _read_thinking(text: str) -> tuple[str | None, bool, str]:
 
 def _read_calls(block: str, calls: list[Call]) -> bool:
     """Append the calls of a block; is the block nothing but calls?"""
-    block = _cut_where_too_deep(block)
+    whole, block = block, _cut_where_too_deep(block)
+    nothing_else = block is whole
     position = _SPACE.match(block).end()
     while position < len(block):
         try:
             value, position = _DECODER.raw_decode(block, position)
-        except (ValueError, RecursionError):
+        except RecursionError:
             return False
+        except ValueError:
+            nothing_else = False
+            # On with the next line, so that a broken call costs itself and not those behind it.
+            position = block.find("\n", position) + 1 or len(block)
+            value = []
         for item in value if isinstance(value, list) else [value]:
             call = _as_call(item)
-            if call is None or len(calls) == MAX_CALLS:
+            if call is None:
+                nothing_else = False
+            elif len(calls) == MAX_CALLS:
                 return False
-            calls.append(call)
+            else:
+                calls.append(call)
         position = _SPACE.match(block, position).end()
-    return True
+    return nothing_else
 
 
 def _as_call(item: Any) -> Call | None:
@@ -209,11 +217,11 @@ def _as_call(item: Any) -> Call | None:
     parameters = item.get("parameters", item.get("arguments", {}))
     if not isinstance(parameters, dict):
         return None
-    return Call(_normal(item["name"]), _normal(parameters))
+    return Call(item["name"], {key: _normal(value) for key, value in parameters.items()})
 
 
 def _normal(value: Any) -> Any:
-    """The value with every string in it in NFC and trimmed."""
+    """The value with every string in it, keys aside, in NFC and trimmed."""
     if isinstance(value, str):
         if not value.isascii() and len(value) <= MAX_NFC_CHARS:
             value = unicodedata.normalize("NFC", value)
@@ -221,7 +229,7 @@ def _normal(value: Any) -> Any:
     if isinstance(value, list):
         return [_normal(item) for item in value]
     if isinstance(value, dict):
-        return {_normal(key): _normal(item) for key, item in value.items()}
+        return {key: _normal(item) for key, item in value.items()}
     return value
 
 
