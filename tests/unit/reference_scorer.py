@@ -46,7 +46,7 @@ def has_format(answer, wants_calls):
     if not opened:
         return False
     after = answer[opened.end() :]
-    if "<think>" in after or "</think>" in after:
+    if "<think>" in after:
         return False
     if not wants_calls:
         closed = re.search("<response>(.*?)</response>", after, re.DOTALL)

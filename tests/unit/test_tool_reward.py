@@ -63,7 +63,7 @@ def assert_agrees(answer: str, gold: str) -> None:
         (GOLD.replace("<think>", ""), 0),
         (GOLD + THOUGHT, 0),
         (THOUGHT + GOLD, 0),
-        (GOLD + "</think>", 0),
+        (GOLD + "</think>", 1),
         (GOLD.replace("</tool_call>", ""), 0),
         (GOLD.replace("<tool_call>", ""), 0),
         (GOLD + GOLD.replace(THOUGHT, ""), 0),

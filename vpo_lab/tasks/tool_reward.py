@@ -173,7 +173,7 @@ def _read_thinking(text: str) -> tuple[str | None, bool, str]:
     elif first_close >= 0 and not text[:first_open].strip():
         position = first_close + len(closing)
         think = text[first_open + len(opening) : first_close].strip()
-        only_one = text.find(opening, position) < 0 and text.find(closing, position) < 0
+        only_one = text.find(opening, position) < 0
     outside = []
     while (begin := text.find(opening, position)) >= 0:
         outside.append(text[position:begin])
