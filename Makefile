@@ -6,9 +6,12 @@ PROFILE ?= tiny
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup run test lint bench figures publish doctor lab clean
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-setup: .venv/.ready
+.PHONY: help setup run test lint bench figures publish doctor lab clean
+
+setup: .venv/.ready  ## the environment in .venv
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else 'Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=python3.11' % v)"
@@ -24,7 +27,7 @@ test: setup  ## everything that needs no GPU
 	$(BIN)/ruff check .
 	$(BIN)/pytest tests/static tests/unit tests/pipeline
 
-lint: setup
+lint: setup  ## fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -4,8 +4,8 @@ Every method is a pure function of the reward vectors of one batch:
 
     METHODS[name].advantages(rewards_BMD, group_size, rng) -> advantages_B
 
-B rollouts, stored group by group (`group_size` rollouts G of one prompt are neighbours), M
-candidate answers in a rollout, D objectives in [0, 1]. The policy gradient then weighs every
+B rollouts, stored in P groups (the `group_size` = G rollouts of one prompt are neighbours), M
+candidate answers in a rollout, D objectives in [0, 1], K weight draws. The policy gradient then weighs every
 token of rollout b with advantage b. numpy only; nothing here knows about models or text.
 """
 
@@ -104,15 +104,20 @@ class Method:
             raise LabError("rewards contain NaN or infinity: a task's score() must be finite")
         return self.estimator(rewards, group_size, rng, **dict(self.options))
 
+    @property
+    def option_names(self) -> list[str]:
+        """The options of the estimator, e.g. "weight_draws" of VPO."""
+        return [p.name for p in signature(self.estimator).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
     def with_options(self, **options) -> Method:
         """The same method with options of its estimator fixed, e.g. `weight_draws=8` for VPO.
 
         Raises LabError on an option that the estimator does not have.
         """
-        known = [p.name for p in signature(self.estimator).parameters.values() if p.kind is p.KEYWORD_ONLY]
         for name in options:
-            if name not in known:
-                raise LabError(f"method {self.name!r} has no option {name!r}; it has: {', '.join(known) or 'none'}")
+            if name not in self.option_names:
+                known = ", ".join(self.option_names) or "none"
+                raise LabError(f"method {self.name!r} has no option {name!r}; it has: {known}")
         return replace(self, options=tuple({**dict(self.options), **options}.items()))
 
 

@@ -212,7 +212,8 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
             for k in budgets
         },
         "objectives": {name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)},
-        "parse_rate": interval(flat_NnD[:, :, 0].mean(axis=1)),
+        # An answer was found for this share of the candidates: what damaged tags cost.
+        "parse_rate": interval(np.array([np.mean([text != "" for text in texts]) for texts in texts_N])),
         "set_diversity": interval(reward_diversity(flat_NnD)),
         "distinct_answers": interval(np.array([distinct_share(texts) for texts in texts_N])),
         "quality_by_position": [interval(pool.scalar_NCM[:, :, j].mean(axis=1)) for j in range(pool.m)],

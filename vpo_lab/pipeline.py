@@ -90,6 +90,8 @@ def run_pipeline(
         raise LabError(f"seed = {seed}: choose one from 0 to {2**31 - 1}")
     for method in profile.methods:
         get_method(method)
+        if method not in STAGES.values():
+            raise LabError(f"no notebook trains {method!r}: call vpo_lab.training.train_rl for it, as 04 does for vpo")
     check_backend(profile)
     for split in ("train", "test"):
         get_task(profile.task).load(profile.data or None, split)  # a wrong path ends here, not in 02

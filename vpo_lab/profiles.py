@@ -180,7 +180,7 @@ TINY = Profile(
     sft=SFT(steps=700, batch_rows=64, learning_rate=4e-3),
     rl=RL(steps=600, rollouts=128, group_size=8, learning_rate=2e-4),
     evaluation=Evaluation(requests=0),
-    minutes="about 15 minutes on two CPU cores",
+    minutes="10 to 15 minutes on two CPU cores",
 )
 
 PROFILES = {
@@ -194,7 +194,7 @@ PROFILES = {
             sft=replace(TINY.sft, steps=60, batch_rows=32, train_rows=256),
             rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
             evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
-            minutes="under two minutes; it proves that everything runs and teaches the policy nothing",
+            minutes="about a minute; it shows that everything runs and teaches the policy next to nothing",
         ),
         Profile(
             name="qwen3-1.7b",

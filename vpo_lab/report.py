@@ -48,7 +48,7 @@ def load_logs(folder: Path) -> dict[str, list[dict]]:
 
 
 def draw_figures(results: Path, out: Path) -> list[Path]:
-    """Draw the figures of README and docs from saved results; returns the paths of the PNG files."""
+    """Draw the figures from saved results; returns the paths of the PNG files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,14 +110,14 @@ def readme_table(summary: dict) -> str:
 
 
 def _verdicts(summary: dict) -> str:
-    """Where VPO is ahead, behind or neither, by the sign of the paired intervals."""
+    """Where VPO is ahead, behind or undecided, by the sign of the paired intervals."""
     sentences = []
     for pair, by_k in summary["paired_differences"].items():
         other = pair.removeprefix("vpo - ")
         parts = []
-        for metric in ("best", "pass"):
+        for metric in LABELS:
             signs = {k: _sign(*figures[metric][1:]) for k, figures in by_k.items()}
-            for sign, word in ((1, "ahead"), (-1, "**behind**"), (0, "neither")):
+            for sign, word in ((1, "ahead"), (-1, "**behind**"), (0, "undecided")):
                 ks = [k for k, s in signs.items() if s == sign]
                 if ks:
                     parts.append(f"{word} at {LABELS[metric]} for k = {', '.join(ks)}")

@@ -164,13 +164,13 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
 
     Finished work is not repeated; a killed stage continues from its last whole checkpoint.
     """
+    rl = profile.rl
     method = get_method(method_name)
+    method = method.with_options(**{name: getattr(rl, name) for name in method.option_names})
     stage = run_dir / method_name
     if _is_finished(stage):
         return stage / POLICY
-    rl, task = profile.rl, get_task(profile.task)
-    if method_name == "vpo":
-        method = method.with_options(weight_draws=rl.weight_draws, alpha=rl.alpha, sampler=rl.sampler)
+    task = get_task(profile.task)
     m = candidates_of(profile, method_name)
     model, tokenizer = load_policy(profile, task, run_dir / "sft" / POLICY, seed)
 

@@ -190,7 +190,7 @@ def hand_made() -> Pool:
     one, half, none = [1.0] * 4, [1.0, 1.0, 0.0, 0.0], [0.0] * 4
     return replace(
         make_pool("vpo", n=2, chains=2, m=2),
-        answers=[[["a", "b"], ["b", "c"]], [["x", "x"], ["x", "x"]]],
+        answers=[[["a", "b"], ["b", ""]], [["x", "x"], ["x", "x"]]],
         rewards_NCMD=np.array([[[one, half], [half, none]], [[half, half], [half, half]]]),
         tokens_NC=np.array([[10, 20], [30, 44]]),
     )

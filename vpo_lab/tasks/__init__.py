@@ -32,11 +32,6 @@ _TASKS = {
 }
 
 
-def register_task(name: str, location: str) -> None:
-    """Add a task of your own, `location` being "module:Class"."""
-    _TASKS[name] = location
-
-
 def get_task(name: str) -> Task:
     """The task of that name; LabError that lists the known ones if there is none."""
     if name not in _TASKS:

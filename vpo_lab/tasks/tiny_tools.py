@@ -3,7 +3,7 @@
 The generative model
 --------------------
 A request belongs to one of 32 *kinds*: 4 domains x 8 occasions ("a weekend in", "a conference
-in" ...). Each domain has five tools that share parameter names. The request names two things
+in" ...). Each domain has eight tools that share parameter names. The request names two things
 (cities, people, rooms, articles), a day and a number, and says no more, so several answers are
 plausible. What the user meant (the gold) is drawn from the kind's *hidden* distribution:
 
