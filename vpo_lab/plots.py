@@ -41,7 +41,7 @@ LOG_LABEL = {
     "set_reward": "set reward R(S)",
     "mean_reward": "mean reward of an answer",
     "best_of_rollout": "best answer of a rollout",
-    "best_of_group": "best answer of a group",
+    "best_of_group": "best of a group (G × M answers)",
     "distinct_rollouts": "different rollouts in a group",
     "silent_groups": "groups without a signal",
     "unended_rollouts": "rollouts that never end",
