@@ -5,8 +5,9 @@ Every method is a pure function of the reward vectors of one batch:
     METHODS[name].advantages(rewards_BMD, group_size, rng) -> advantages_B
 
 B rollouts, stored in P groups (the `group_size` = G rollouts of one prompt are neighbours), M
-candidate answers in a rollout, D objectives in [0, 1], K weight draws. The policy gradient then weighs every
-token of rollout b with advantage b. numpy only; nothing here knows about models or text.
+candidate answers in a rollout, D objectives in [0, 1], K weight draws. The policy gradient then
+weighs every token of rollout b with advantage b. numpy only; nothing here knows about models or
+text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from inspect import signature
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights, set_reward
+from vpo_lab.scalarization import dirichlet_weights
 
 EPSILON = 1e-6
 
@@ -51,7 +52,9 @@ def vpo(rewards_BMD, group_size, rng, *, weight_draws=128, alpha=1.0, sampler="s
         n_groups * weight_draws, objectives, alpha=alpha, method=sampler, seed=rng
     ).reshape(n_groups, 1, weight_draws, objectives)
     rewards_PGMD = rewards_BMD.reshape(n_groups, group_size, *rewards_BMD.shape[1:])
-    return group_normalize(set_reward(rewards_PGMD, weights_P1KD).reshape(-1), group_size)
+    utility_PGMK = rewards_PGMD @ weights_P1KD.swapaxes(-1, -2)
+    set_reward_PG = utility_PGMK.max(axis=2).mean(axis=2)  # this line is `scalarization.set_reward`
+    return group_normalize(set_reward_PG.reshape(-1), group_size)
 
 
 def grpo(rewards_BMD, group_size, rng):
