@@ -51,10 +51,8 @@ def has_format(answer, wants_calls):
     if not wants_calls:
         closed = re.search("<response>(.*?)</response>", after, re.DOTALL)
         return "<tool_call>" not in after and bool(closed and closed[1].strip())
-    if len(after.split("<tool_call>")) != 2:
-        return False
     block = re.search("<tool_call>(.*?)</tool_call>", after, re.DOTALL)
-    if not block:
+    if not block or "<tool_call>" in after[block.end() :]:
         return False
     values, clean = json_values(block[1])
     items = flattened(values)

@@ -67,6 +67,8 @@ def assert_agrees(answer: str, gold: str) -> None:
         (GOLD.replace("</tool_call>", ""), 0),
         (GOLD.replace("<tool_call>", ""), 0),
         (GOLD + GOLD.replace(THOUGHT, ""), 0),
+        (wrapped('{"name": "get", "parameters": {"tag": "<tool_call>"}}'), 1),  # a tag that is only a value
+        (GOLD + "<tool_call>", 0),
         (GOLD + "</tool_call>", 1),  # a stray end opens nothing: still exactly one closed block
         (THOUGHT + '</tool_call><tool_call>{"name": "get"}', 0),
         (wrapped(""), 0),

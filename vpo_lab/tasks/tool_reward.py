@@ -129,18 +129,17 @@ def parse_answer(text: str) -> ParsedAnswer:
     think, well_thought, rest = _read_thinking(text)
     calls: list[Call] = []
     all_parse = True
+    n_blocks = 0
     for block in _blocks(rest, "<tool_call>", "</tool_call>"):
-        all_parse &= _read_calls(block, calls)
-        if len(calls) == MAX_CALLS:
-            break
-    n_opened = rest.count("<tool_call>")
-    response = next(_blocks(rest, "<response>", "</response>"), "").strip()
+        n_blocks += 1
+        all_parse &= block is not None and _read_calls(block, calls)
+    response = (next(_blocks(rest, "<response>", "</response>"), None) or "").strip()
     return ParsedAnswer(
         think=think,
         calls=tuple(calls),
         response=response,
-        call_format=well_thought and n_opened == 1 and all_parse and bool(calls),
-        response_format=well_thought and n_opened == 0 and response != "",
+        call_format=well_thought and n_blocks == 1 and all_parse and bool(calls),
+        response_format=well_thought and n_blocks == 0 and response != "",
     )
 
 
@@ -148,13 +147,14 @@ def parse_answer(text: str) -> ParsedAnswer:
 _parse_gold = lru_cache(maxsize=8192)(parse_answer)
 
 
-def _blocks(text: str, opening: str, closing: str) -> Iterator[str]:
-    """The text of each closed block."""
+def _blocks(text: str, opening: str, closing: str) -> Iterator[str | None]:
+    """The text of each closed block; None for one at the end that is not closed."""
     start = 0
     while (begin := text.find(opening, start)) >= 0:
         begin += len(opening)
         end = text.find(closing, begin)
         if end < 0:
+            yield None
             return
         yield text[begin:end]
         start = end + len(closing)
