@@ -7,6 +7,7 @@ TRL does generation, loss, optimizer and checkpoints. Ours is what the reward of
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vpo_lab.policy import load_policy, render_prompt
 from vpo_lab.profiles import Profile
 from vpo_lab.progress import StageProgress
 from vpo_lab.scalarization import dirichlet_weights, set_reward
-from vpo_lab.storage import atomic_folder, explain_full_disk, last_good_checkpoint, seal_checkpoint
+from vpo_lab.storage import atomic_folder, explain_full_disk, last_good_checkpoint, seal_checkpoint, write_bytes
 from vpo_lab.tasks import Task, get_task
 
 LOG = "log.jsonl"
@@ -285,8 +286,6 @@ def _common_arguments(profile: Profile, stage: Path, seed: int) -> dict:
 
 
 def _has_wandb_key() -> bool:
-    import os
-
     return bool(os.environ.get("WANDB_API_KEY")) or os.environ.get("WANDB_MODE") == "offline"
 
 
@@ -298,7 +297,7 @@ def _train(trainer, stage: Path, steps: int, title: str) -> Path:
     checkpoint, complaints = last_good_checkpoint(stage / "checkpoints")
     for complaint in complaints:
         print(complaint)
-    trainer.add_callback(_stage_callback(stage, steps, title, resumed=checkpoint))
+    trainer.add_callback(_stage_callback(stage, steps, title))
     with explain_full_disk(stage):
         stage.mkdir(parents=True, exist_ok=True)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -308,7 +307,7 @@ def _train(trainer, stage: Path, steps: int, title: str) -> Path:
     return stage / POLICY
 
 
-def _stage_callback(stage: Path, steps: int, title: str, resumed: Path | None):
+def _stage_callback(stage: Path, steps: int, title: str):
     from transformers import TrainerCallback
 
     class StageCallback(TrainerCallback):
@@ -370,4 +369,4 @@ def _drop_log_after(path: Path, step: int) -> None:
     """A resumed run logs the steps after its checkpoint again."""
     if path.exists():
         kept = [entry for entry in read_log(path.parent) if entry["step"] <= step]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        write_bytes(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
