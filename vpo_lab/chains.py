@@ -23,13 +23,19 @@ MANY_ANSWERS = (
     "Write {m} different answers, best guesses first, each complete in the output format above: "
     "the first between <answer_1> and </answer_1>, and so on up to <answer_{m}> and </answer_{m}>."
 )
+GOAL = "What counts, in tenths: "
 _OPENING = re.compile(r"<answer_([0-9]{1,4})>")
 
 
-def answer_prompt(prompt: list[dict], m: int) -> list[dict]:
-    """The messages of `prompt` with the request for `m` answers at the end of the last turn."""
+def answer_prompt(prompt: list[dict], m: int, goal: dict[str, int] | None = None) -> list[dict]:
+    """The messages of `prompt` with the request for `m` answers at the end of the last turn.
+
+    `goal` states weights in tenths, objective -> 0..10, for a policy that is to be steered by them.
+    """
     _check(m)
     wording = ONE_ANSWER if m == 1 else MANY_ANSWERS.format(m=m)
+    if goal is not None:
+        wording = f"{GOAL}{', '.join(f'{name} {tenths}' for name, tenths in goal.items())}.\n{wording}"
     *earlier, last = prompt
     return [*earlier, {**last, "content": f"{last['content']}\n{wording}"}]
 
@@ -64,6 +70,24 @@ def split_chain(text: str, m: int) -> list[str]:
     if m == 1 and not seen:
         return [text.strip()]
     return answers
+
+
+def answer_ends(text: str, m: int) -> list[int]:
+    """Where the answers 1..m-1 of a completion are over: m - 1 ascending positions.
+
+    From there on nothing can change the first j answers that `split_chain` reads. An answer is over
+    behind its closing tag, if all before it are; one that never is ends at len(text) + 1, so that even
+    the end-of-text token still belongs to it.
+    """
+    _check(m)
+    ends, position = [], 0
+    for number in range(1, m):
+        opening = text.find(f"<answer_{number}>", position)
+        close = f"</answer_{number}>"
+        found = text.find(close, opening) if opening >= 0 else -1
+        position = found + len(close) if found >= 0 else len(text) + 1
+        ends.append(position)
+    return ends
 
 
 def _check(m: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: run, figures, publish, doctor."""
+"""The command line: run, experiment, figures, publish, doctor."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def run(
         print("stopped; the same command continues where it was", file=sys.stderr)
         raise typer.Exit(130) from None
     print_summary(path)
+
+
+@app.command()
+def experiment(
+    worlds: Annotated[list[str] | None, typer.Option("--world", help="tiny or maze; default both.")] = None,
+    variants: Annotated[list[str] | None, typer.Option("--variant", help="A variant; default all of them.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="A seed; default 0 to 4, ablations to 2.")] = None,
+    folder: Annotated[str, typer.Option(help="Where runs are kept.")] = "runs/experiment",
+    out: Annotated[str, typer.Option(help="Where the CSV files go.")] = "results/experiment",
+    workers: Annotated[int, typer.Option(help="Trainings at a time; 0: one per core.")] = 0,
+    collect_only: Annotated[bool, typer.Option(help="Train nothing, write the CSV files of what is done.")] = False,
+) -> None:
+    """Train methods x seeds x worlds, resumable; write results/experiment/*.csv."""
+    from vpo_lab.experiment import collect, plan, run_experiment
+
+    jobs = plan(Path(folder), worlds or [], variants or [], seeds or [])
+    try:
+        undone = [] if collect_only else run_experiment(jobs, workers)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
+    for path in collect(jobs, Path(out)):
+        print(path)
+    if undone:
+        raise LabError(f"{len(undone)} jobs failed, first {undone[0].folder / undone[0].variant / 'job.log'}: read it")
 
 
 @app.command()

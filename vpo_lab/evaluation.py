@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import vpo_lab
+from vpo_lab.advantages import METHODS
 from vpo_lab.chains import split_chain
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import (
@@ -22,6 +23,7 @@ from vpo_lab.metrics import (
     chain_best_at_k,
     chain_expected_utility_at_k,
     distinct_share,
+    hypervolume,
     objective_collinearity,
     paired_bootstrap,
     reward_diversity,
@@ -32,7 +34,7 @@ from vpo_lab.progress import StageProgress
 from vpo_lab.scalarization import dirichlet_weights
 from vpo_lab.storage import commit, read_json, write_json
 from vpo_lab.tasks import Task, get_task
-from vpo_lab.training import POLICY, candidates_of, load_rows, score_rollouts
+from vpo_lab.training import POLICY, candidates_of, load_rows, score_rollouts, some_goal
 
 SOLVED = 1 - 1e-9
 
@@ -106,20 +108,23 @@ def pool_names(profile: Profile) -> list[str]:
     return ["sft", "sft_chain", *profile.methods]
 
 
-def evaluate(profile: Profile, name: str, run_dir: Path, seed: int) -> Pool:
+def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: str = "") -> Pool:
     """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
 
-    `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else a method.
+    `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
+    folder of a trained policy, and `method` how it was trained (its name, if empty).
     """
     path = pool_path(run_dir, name)
     if path.exists():
         return Pool.load(path)
     task = get_task(profile.task)
     stage = "sft" if name == "sft_chain" else name
-    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else candidates_of(profile, name)
+    method = method or name
+    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else candidates_of(profile, method)
+    states_goal = method in METHODS and METHODS[method].states_goal
     model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
     rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
-    pool = sample_pool(profile, task, model, tokenizer, rows, name, m, seed)
+    pool = sample_pool(profile, task, model, tokenizer, rows, name, m, seed, states_goal=states_goal)
     pool.save(path)
     return pool
 
@@ -139,11 +144,29 @@ def find_results(run: Path, profile: Profile) -> Path:
     raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
 
 
-def sample_pool(profile: Profile, task: Task, model, tokenizer, rows: list[dict], name: str, m: int, seed: int) -> Pool:
-    """Sample `evaluation.candidates` candidates per row, ceil(n / m) chains of m, and score them."""
+def sample_pool(
+    profile: Profile,
+    task: Task,
+    model,
+    tokenizer,
+    rows: list[dict],
+    name: str,
+    m: int,
+    seed: int,
+    states_goal: bool = False,
+) -> Pool:
+    """Sample `evaluation.candidates` candidates per row, ceil(n / m) chains of m, and score them.
+
+    `states_goal`: every chain is asked for under a random weighting of its own.
+    """
     settings = profile.evaluation
     chains = math.ceil(settings.candidates / m)
-    prompts = [render_prompt(tokenizer, row["prompt"], m) for row in rows for _ in range(chains)]
+    rng = np.random.default_rng([seed, 4])
+    prompts = [
+        render_prompt(tokenizer, row["prompt"], m, some_goal(task, rng) if states_goal else None)
+        for row in rows
+        for _ in range(chains)
+    ]
     progress = StageProgress(f"candidates of {name}", len(prompts))
     texts, tokens = sample(
         model,
@@ -187,10 +210,41 @@ def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
     if metric == "eum":
         weights_KD = dirichlet_weights(128, len(pool.objectives), seed=0)
         return chain_expected_utility_at_k(pool.rewards_NCMD, weights_KD, k)
-    raise LabError(f"unknown metric {metric!r}: choose 'best', 'pass' or 'eum'")
+    if metric == "hypervolume":
+        return _hypervolume_ratio_at_k(pool, k)
+    raise LabError(f"unknown metric {metric!r}: choose 'best', 'pass', 'eum' or 'hypervolume'")
 
 
 METRICS = ("best", "pass", "eum")
+
+
+def metrics_of(pool: Pool) -> tuple[str, ...]:
+    """The metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
+    return (*METRICS, "hypervolume") if hasattr(get_task(pool.task), "front") else METRICS
+
+
+def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
+    """Hypervolume of k candidates over that of the exact Pareto front, a mean over disjoint sets: (N,).
+
+    The pool is cut into sets of k in the order in which it was sampled: ceil(k / M) chains each, of
+    the last one only what the budget still pays for. Above the task's `reference` in every objective.
+    """
+    task = get_task(pool.task)
+    if not hasattr(task, "front"):
+        raise LabError(f"no hypervolume ratio for {pool.task}: the task does not know its Pareto fronts")
+    golds = {row["id"]: row["gold"] for row in task.load(None, "test")}
+    reference_D = np.full(len(pool.objectives), task.reference)
+    chains = math.ceil(k / pool.m)
+    sets = pool.rewards_NCMD.shape[1] // chains
+    if k < 1 or not sets:
+        raise LabError(f"k = {k}: between 1 and the {pool.rewards_NCMD[0, :, :, 0].size} candidates of the pool")
+    ratios = np.zeros((len(pool.ids), sets))
+    for n, row_id in enumerate(pool.ids):
+        whole = hypervolume(task.front(golds[row_id]), reference_D)
+        for s in range(sets):
+            points_kD = pool.rewards_NCMD[n, s * chains : (s + 1) * chains].reshape(-1, len(pool.objectives))[:k]
+            ratios[n, s] = hypervolume(np.unique(points_kD, axis=0), reference_D) / whole
+    return ratios.mean(axis=1)
 
 
 def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dict:

@@ -8,17 +8,20 @@ from pathlib import Path
 from vpo_lab.chains import answer_prompt, join_chain
 from vpo_lab.errors import LabError
 from vpo_lab.profiles import Profile
+from vpo_lab.scalarization import draw_goal
 from vpo_lab.tasks import Task
 
 
-def render_prompt(tokenizer, messages: list[dict], m: int) -> str:
+def render_prompt(tokenizer, messages: list[dict], m: int, goal: dict[str, int] | None = None) -> str:
     """The text that a completion continues: chat template, thinking off, a request for `m` answers.
+
+    `goal` is stated there too, see `chains.answer_prompt`.
 
     Prompts and completions travel as text from here on: Qwen3's template cuts an assistant message
     at its last </think>, which would destroy a chain of answers that each have a think block.
     """
     return tokenizer.apply_chat_template(
-        answer_prompt(messages, m), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        answer_prompt(messages, m, goal), tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
 
 
@@ -100,6 +103,8 @@ def scratch_tokenizer(profile: Profile, task: Task):
     rng, m = np.random.default_rng(0), profile.rl.candidates
     texts = []
     for row in task.load(profile.data or None, "train"):
+        goal = dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))
+        texts.append(render_prompt(template_only, row["prompt"], 1, goal))
         for answers in {1, m}:
             texts.append(render_prompt(template_only, row["prompt"], answers))
             texts.append(join_chain(task.demonstrations(row, answers, rng)))

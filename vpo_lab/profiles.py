@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 
 from vpo_lab.errors import LabError
@@ -21,7 +20,7 @@ class Policy:
     lora_alpha: int = 32
     dtype: str = "float32"
     max_prompt_tokens: int = 256
-    max_answer_tokens: int = 40  # of one answer; a chain gets M times as many
+    max_answer_tokens: int = 15  # of one answer; a chain gets M times as many
     # Shape of a "scratch" model (Qwen3 architecture).
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -54,6 +53,13 @@ class RL:
     weight_draws: int = 128  # K
     alpha: float = 1.0
     sampler: str = "sobol"
+    shared_draws: bool = True  # one set of K weightings per group, else per rollout
+    diversity: float = 0.0  # factor of the pairwise-L1 bonus
+    duplicates: str = "keep"  # or "drop": how the bonus counts equal candidates
+    credit: str = "answer"  # one advantage per answer, or per "set"
+    pool: int = 1  # k of the search over rollouts that a chain is scored for
+    at_k: int = 0  # k of max_at_k; 0: half of the group
+    schedule: str = "constant_with_warmup"  # of the learning rate
     temperature: float = 1.0
     micro_rollouts: int = 0  # rollouts per forward pass; 0: all at once
     warmup_steps: int = 0
@@ -101,8 +107,20 @@ class Profile:
         rules = [
             (rl.candidates >= 1, f"rl.candidates (M) = {rl.candidates}: at least 1"),
             (rl.weight_draws >= 1, f"rl.weight_draws (K) = {rl.weight_draws}: at least 1"),
-            (0 < rl.alpha < math.inf, f"rl.alpha = {rl.alpha}: must be positive and finite"),
+            (rl.alpha > 0, f"rl.alpha = {rl.alpha}: must be positive"),
             (rl.sampler in ("sobol", "iid"), f"rl.sampler = {rl.sampler!r}: 'sobol' or 'iid'"),
+            (rl.credit in ("set", "answer"), f"rl.credit = {rl.credit!r}: 'set' or 'answer'"),
+            (rl.duplicates in ("keep", "drop"), f"rl.duplicates = {rl.duplicates!r}: 'keep' or 'drop'"),
+            (rl.diversity >= 0, f"rl.diversity = {rl.diversity}: 0 (none) or more"),
+            (
+                1 <= rl.pool <= rl.group_size - (rl.credit == "set") and (rl.pool == 1 or rl.shared_draws),
+                f"rl.pool = {rl.pool}: 1 to rl.group_size = {rl.group_size}, below it with credit 'set' (all rollouts "
+                "would earn the same), and above 1 only with rl.shared_draws",
+            ),
+            (
+                0 <= rl.at_k < rl.group_size * rl.candidates,
+                f"rl.at_k = {rl.at_k}: 0 (half of the group) or below its {rl.group_size * rl.candidates} answers",
+            ),
             (rl.micro_rollouts >= 0 and self.sft.micro_rows >= 0, "micro_rollouts, micro_rows: 0 or more"),
             (rl.learning_rate > 0 and self.sft.learning_rate > 0, "learning rates must be positive"),
             (rl.temperature > 0 and evaluation.temperature > 0, "temperatures must be positive"),
@@ -195,6 +213,14 @@ PROFILES = {
             rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
             evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
             minutes="about a minute; it shows that everything runs and teaches the policy next to nothing",
+        ),
+        replace(
+            TINY,
+            name="maze",
+            task="maze",
+            policy=replace(TINY.policy, hidden_size=96, intermediate_size=288, layers=3, max_answer_tokens=13),
+            sft=replace(TINY.sft, steps=500),
+            minutes="10 to 15 minutes on two CPU cores",
         ),
         Profile(
             name="qwen3-1.7b",

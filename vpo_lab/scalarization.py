@@ -16,7 +16,8 @@ def dirichlet_weights(
     """Draw `n` weightings of `d` objectives from the symmetric Dirichlet(alpha).
 
     `method` "iid" draws them independently; "sobol" maps a scrambled Sobol sequence through the
-    gamma quantile, which spreads the draws evenly and lowers the noise of their mean.
+    gamma quantile, which spreads the draws evenly and lowers the noise of their mean. alpha = inf
+    is its limit, the plain mean.
 
     Returns (n, d) float64, non-negative, rows sum to 1. Raises LabError on n < 1, d < 1,
     alpha <= 0 or an unknown method. Source: VPO (arXiv 2605.22817), R(S) = E_{w~Dir(alpha)}[...].
@@ -25,13 +26,13 @@ def dirichlet_weights(
         raise LabError(f"K = {n} weight draws: at least 1 is needed (raise n / rl.weight_draws)")
     if d < 1:
         raise LabError(f"D = {d} objectives: at least 1 is needed")
-    if not alpha > 0 or not np.isfinite(alpha):
-        raise LabError(f"Dirichlet alpha = {alpha}: it must be a positive number (1 is uniform)")
+    if not alpha > 0:
+        raise LabError(f"Dirichlet alpha = {alpha}: it must be positive (1 is uniform)")
     if method not in ("sobol", "iid"):
         raise LabError(f"unknown weight sampler {method!r}: choose 'sobol' or 'iid'")
     rng = np.random.default_rng(seed)
-    if d == 1:
-        return np.ones((n, 1))
+    if d == 1 or alpha == np.inf:
+        return np.full((n, d), 1 / d)
     if method == "iid":
         gammas = rng.standard_gamma(alpha, size=(n, d))
     else:
@@ -53,6 +54,14 @@ def _sobol_gammas(n: int, d: int, alpha: float, rng: np.random.Generator) -> np.
     from scipy.special import gammaincinv
 
     return gammaincinv(alpha, uniform)
+
+
+def draw_goal(d: int, rng: np.random.Generator) -> np.ndarray:
+    """A weighting in whole tenths, uniform on that grid of the simplex: (d,) integers that sum to 10.
+
+    For prompts that state it: what a policy is told is then exactly what it is paid for.
+    """
+    return rng.multinomial(10, rng.dirichlet(np.ones(d)))
 
 
 def scalarize(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:

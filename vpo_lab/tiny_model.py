@@ -17,8 +17,9 @@ from vpo_lab.profiles import Policy
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Capitalised words and free-standing numbers may be values; numbered tags and the borders around a
-# call's name stand alone, or every pair of neighbours would be a piece of its own.
-_PIECE = re.compile(r"</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?={)|(?<=parameters.: {)")
+# call's name stand alone, or every pair of neighbours would be a piece of its own. So does every symbol
+# beyond ASCII, such as a cell or a move of a maze.
+_PIECE = re.compile(r"</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?={)|(?<=parameters.: {)|[^\x00-\x7f]")
 
 
 def recurring_pieces(texts: Iterable[str], min_share: float = 0.0003) -> list[str]:

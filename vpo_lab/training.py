@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from vpo_lab.advantages import Method, get_method
-from vpo_lab.chains import join_chain, split_chain
+from vpo_lab.chains import answer_ends, join_chain, split_chain
 from vpo_lab.errors import LabError
 from vpo_lab.policy import load_policy, render_prompt
 from vpo_lab.profiles import Profile
 from vpo_lab.progress import StageProgress
-from vpo_lab.scalarization import dirichlet_weights, set_reward
+from vpo_lab.scalarization import dirichlet_weights, draw_goal, set_reward
 from vpo_lab.storage import atomic_folder, explain_full_disk, last_good_checkpoint, seal_checkpoint, write_bytes
 from vpo_lab.tasks import Task, get_task
 
@@ -30,6 +30,16 @@ POLICY = "policy"
 def candidates_of(profile: Profile, method: str) -> int:
     """M: how many answers a rollout of this method holds."""
     return profile.rl.candidates if get_method(method).multi_answer else 1
+
+
+def group_size_of(profile: Profile, method: str) -> int:
+    """G: rollouts per prompt. Equal budgets: with one answer in a rollout, a group has M times as many."""
+    return profile.rl.group_size * profile.rl.candidates // candidates_of(profile, method)
+
+
+def some_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
+    """A random weighting for a prompt to state, in tenths."""
+    return dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))
 
 
 def score_rollouts(task: Task, completions: list[str], golds: list[str], m: int) -> np.ndarray:
@@ -49,35 +59,51 @@ class VectorReward:
     """A TRL reward function that returns the method's advantages.
 
     With `scale_rewards="none"` TRL only subtracts the group mean, which is zero already, so what a
-    method computes reaches the loss unchanged and no private method of TRL is overridden.
+    method computes reaches the loss unchanged. Credit per answer has no number for a whole rollout:
+    `token_advantages` then holds, after each call, one advantage per token for the trainer.
     """
 
     __name__ = "advantage"
 
-    def __init__(
-        self, task: Task, method: Method, m: int, group_size: int, seed: int, end_tokens: tuple[int, ...] = ()
-    ):
+    def __init__(self, task: Task, method: Method, m: int, group_size: int, seed: int, tokenizer=None):
         self.task, self.method, self.m, self.group_size, self.seed = task, method, m, group_size, seed
-        self.end_tokens = end_tokens
+        self.tokenizer = tokenizer
+        self.token_advantages: list[np.ndarray] | None = None
         self.reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
-    def __call__(self, prompts, completions, gold, trainer_state, log_metric, completion_ids=None, **_) -> list[float]:
+    def __call__(
+        self, prompts, completions, gold, trainer_state, log_metric, completion_ids=None, goal=None, **_
+    ) -> list[float]:
         start = time.perf_counter()
         rewards_BMD = score_rollouts(self.task, completions, gold, self.m)
         # A rollout that never ends earns nothing. Nothing reads what follows the last answer, so
         # without this a policy drifts into endless text, whose many tokens then rule the gradient.
         unended_B = np.zeros(len(completions), dtype=bool)
-        if self.end_tokens and completion_ids is not None:
-            unended_B = np.array([not ids or ids[-1] not in self.end_tokens for ids in completion_ids])
-            rewards_BMD[unended_B] = 0.0
+        if self.tokenizer is not None:
+            end = self.tokenizer.eos_token_id
+            unended_B = np.array([not ids or ids[-1] != end for ids in completion_ids])
         # From seed and step, not from process state: a resumed run draws the same weights.
         rng = np.random.default_rng([self.seed, trainer_state.global_step])
-        advantages_B = self.method.advantages(rewards_BMD, self.group_size, rng)
+        method, earned_BMD = self.method, np.where(unended_B[:, None, None], 0.0, rewards_BMD)
+        if "void_B" in method.option_names:  # credit per answer needs what the first answers earned
+            method = method.with_options(void_B=unended_B)
+        else:
+            rewards_BMD = earned_BMD
+        if goal is not None:
+            goals_PD = [[tenths / 10 for tenths in stated.values()] for stated in goal[:: self.group_size]]
+            method = method.with_options(goals_PD=np.array(goals_PD))
+        advantages = method.advantages(rewards_BMD, self.group_size, rng)
+        if advantages.ndim == 2:
+            self.token_advantages = [
+                row_M[answer_of_tokens(self.tokenizer, ids, text, self.m)]
+                for row_M, ids, text in zip(advantages, completion_ids, completions, strict=True)
+            ]
+            advantages = advantages.mean(axis=1)  # for TRL's log only
         log_metric("reward_seconds", time.perf_counter() - start)
         log_metric("unended_rollouts", float(unended_B.mean()))
-        for name, value in self.measure(rewards_BMD, completions).items():
+        for name, value in self.measure(earned_BMD, completions).items():
             log_metric(name, value)
-        return advantages_B.tolist()
+        return advantages.tolist()
 
     def measure(self, rewards_BMD: np.ndarray, completions: list[str]) -> dict[str, float]:
         """What is worth a look at every step, the same for every method."""
@@ -96,16 +122,31 @@ class VectorReward:
         }
 
 
+def answer_of_tokens(tokenizer, ids: list[int], text: str, m: int) -> np.ndarray:
+    """Which answer each token of a completion belongs to: (T,) of 0..m-1, by where the token starts.
+
+    What closes an answer belongs to it, and what comes before it. Never later than the truth: the
+    baseline of an earlier answer is unbiased for its successors too.
+    """
+    lengths = [len(piece) for piece in tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)]
+    if sum(lengths) != len(text):  # a character split between tokens: count it where it is complete
+        starts = [len(tokenizer.decode(ids[:t], skip_special_tokens=True).rstrip("\ufffd")) for t in range(len(ids))]
+    else:
+        starts = np.cumsum([0, *lengths])[: len(ids)]
+    return np.searchsorted(answer_ends(text, m), starts, side="right")
+
+
 # --- Stage 1: SFT warmup ----------------------------------------------------------------------
 
 
-def train_sft(profile: Profile, run_dir: Path, seed: int) -> Path:
+def train_sft(profile: Profile, run_dir: Path, seed: int, *, name: str = "sft") -> Path:
     """Teach the answer format, single and as a chain of M. Returns the folder of the policy.
 
+    `name` is the folder of the stage in the run.
     Half of the rows ask for one answer, half for M. Finished work is not repeated; a killed stage
     continues from its last whole checkpoint.
     """
-    stage = run_dir / "sft"
+    stage = run_dir / name
     if _is_finished(stage):
         return stage / POLICY
     task = get_task(profile.task)
@@ -140,7 +181,11 @@ def train_sft(profile: Profile, run_dir: Path, seed: int) -> Path:
 
 
 def _sft_dataset(profile: Profile, task: Task, tokenizer, seed: int):
-    """Prompt and demonstrations, tokenized apart as generation will meet them; loss on the answer."""
+    """Prompt and demonstrations, tokenized apart as generation will meet them; loss on the answer.
+
+    A quarter of the single answers stand under a goal that the demonstration does not heed: the
+    start can read such a prompt, and what it means is left to `goal_conditioned`.
+    """
     from datasets import Dataset
 
     rng, m = np.random.default_rng([seed, 1]), profile.rl.candidates
@@ -150,7 +195,9 @@ def _sft_dataset(profile: Profile, task: Task, tokenizer, seed: int):
     examples = []
     for number in range(wanted):
         row, answers = rows[number % len(rows)], (1, m)[(number + number // len(rows)) % 2]
-        prompt = tokenizer(render_prompt(tokenizer, row["prompt"], answers), add_special_tokens=False)["input_ids"]
+        goal = some_goal(task, rng) if answers == 1 and rng.random() < 0.25 else None
+        text = render_prompt(tokenizer, row["prompt"], answers, goal)
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
         chain = join_chain(task.demonstrations(row, answers, rng)) + tokenizer.eos_token
         completion = tokenizer(chain, add_special_tokens=False)["input_ids"]
         examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
@@ -160,32 +207,39 @@ def _sft_dataset(profile: Profile, task: Task, tokenizer, seed: int):
 # --- Stage 2: GRPO, VPO and their kin ---------------------------------------------------------
 
 
-def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Path:
+def train_rl(
+    profile: Profile, method_name: str, run_dir: Path, seed: int, *, name: str = "", start: str = "sft"
+) -> Path:
     """Train one method from the SFT policy. Returns the folder of the trained policy.
 
+    `name` is the folder of the stage in the run (the method's, if empty), `start` that of the warmup.
     Finished work is not repeated; a killed stage continues from its last whole checkpoint.
     """
     rl = profile.rl
     method = get_method(method_name)
-    method = method.with_options(**{name: getattr(rl, name) for name in method.option_names})
-    stage = run_dir / method_name
+    fixed = dict(method.options)
+    chosen = {n: getattr(rl, n) for n in method.option_names if n not in fixed and hasattr(rl, n)}
+    method = method.with_options(**chosen)
+    stage = run_dir / (name or method_name)
     if _is_finished(stage):
         return stage / POLICY
     task = get_task(profile.task)
     m = candidates_of(profile, method_name)
-    model, tokenizer = load_policy(profile, task, run_dir / "sft" / POLICY, seed)
+    model, tokenizer = load_policy(profile, task, run_dir / start / POLICY, seed)
 
     # Late, because Unsloth rebinds trl.GRPOTrainer when the policy is loaded.
     from trl import GRPOConfig, GRPOTrainer
 
-    micro = rl.micro_rollouts or rl.rollouts
+    group_size = group_size_of(profile, method_name)
+    rollouts = rl.rollouts // rl.group_size * group_size
+    micro = rl.micro_rollouts or rollouts
     args = GRPOConfig(
         **_common_arguments(profile, stage, seed),
         max_steps=rl.steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=rl.rollouts // micro,
-        steps_per_generation=rl.rollouts // micro,
-        num_generations=rl.group_size,
+        gradient_accumulation_steps=rollouts // micro,
+        steps_per_generation=rollouts // micro,
+        num_generations=group_size,
         num_iterations=1,
         max_completion_length=profile.policy.max_answer_tokens * m,
         temperature=rl.temperature,
@@ -195,7 +249,7 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
         repetition_penalty=1.0,
         use_vllm=profile.policy.backend == "unsloth",
         learning_rate=rl.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type=rl.schedule,
         warmup_steps=rl.warmup_steps,
         weight_decay=0.0,
         max_grad_norm=rl.max_grad_norm,
@@ -210,29 +264,53 @@ def train_rl(profile: Profile, method_name: str, run_dir: Path, seed: int) -> Pa
         logging_steps=1,
         save_steps=rl.checkpoint_every,
     )
-    trainer = GRPOTrainer(
+    reward = VectorReward(task, method, m, group_size, seed, tokenizer)
+
+    class Trainer(GRPOTrainer):
+        """GRPOTrainer with one advantage per token where the method gives one per answer."""
+
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            if reward.token_advantages is not None:
+                batch["advantages"] = _padded(reward.token_advantages, like=batch["completion_mask"])
+            return batch
+
+    trainer = Trainer(
         model=model,
         args=args,
         processing_class=tokenizer,
-        reward_funcs=VectorReward(task, method, m, rl.group_size, seed, end_tokens=(tokenizer.eos_token_id,)),
-        train_dataset=_rl_dataset(profile, task, tokenizer, m, seed),
+        reward_funcs=reward,
+        train_dataset=_rl_dataset(profile, task, tokenizer, method, m, seed),
     )
-    return _train(trainer, stage, rl.steps, method_name.upper())
+    return _train(trainer, stage, rl.steps, stage.name.upper())
 
 
-def _rl_dataset(profile: Profile, task: Task, tokenizer, m: int, seed: int):
+def _padded(rows: list[np.ndarray], like):
+    """(B, T) float tensor from rows of at most T values, zeros at the right: TRL pads completions there."""
+    import torch
+
+    padded = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = torch.as_tensor(values)
+    return padded
+
+
+def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int, seed: int):
     """The prompts of the whole run, in order: one epoch, however few rows there are.
 
-    TRL's own shuffle starts over when a run is resumed in its second epoch or later.
+    TRL's own shuffle starts over when a run is resumed in its second epoch or later. The prompts of
+    `goal_conditioned` state a weighting each, which the reward is told too.
     """
     from datasets import Dataset
 
     rows = load_rows(profile, task, "train", tokenizer, limit=profile.rl.train_rows)
-    examples = [{"prompt": render_prompt(tokenizer, row["prompt"], m), "gold": row["gold"]} for row in rows]
     wanted = profile.rl.steps * (profile.rl.rollouts // profile.rl.group_size)
     rng = np.random.default_rng([seed, 2])
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-wanted // len(rows)))])[:wanted]
-    return Dataset.from_list([examples[i] for i in order])
+    goals = [some_goal(task, rng) for _ in order] if method.states_goal else [None] * wanted
+    prompts = [render_prompt(tokenizer, rows[i]["prompt"], m, goal) for i, goal in zip(order, goals, strict=True)]
+    columns = {"prompt": prompts, "gold": [rows[i]["gold"] for i in order]}
+    return Dataset.from_dict({**columns, **({"goal": goals} if method.states_goal else {})})
 
 
 # --- Both stages ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "vpo_lab"
 # A module may import only what stands to its left (and its own package). A new module needs a place here.
 ORDER = (
     "errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics", "storage", "progress",
-    "tiny_model", "policy", "training", "evaluation", "plots", "widgets", "report", "doctor",
+    "tiny_model", "policy", "training", "evaluation", "experiment", "plots", "widgets", "report", "doctor",
     "pipeline", "bench", "cli",
 )  # fmt: skip
 

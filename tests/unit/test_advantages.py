@@ -1,15 +1,18 @@
 """advantages.py: every method against a loop written from its definition, and its invariances."""
 
+import math
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpo_lab.advantages import METHODS, get_method, group_normalize
+from vpo_lab.advantages import METHODS, get_method, group_normalize, max_at_k_credit, pairwise_l1
 from vpo_lab.errors import LabError
 from vpo_lab.scalarization import dirichlet_weights
 
-GROUPS, G, M, D = 5, 4, 3, 4
+GROUPS, G, M, D = 5, 6, 3, 4  # G is above the pool of vpo_pool: with k = G all credits are equal
 quick = settings(deadline=None, max_examples=30)
 
 
@@ -17,7 +20,14 @@ def batch(seed=0, groups=GROUPS, m=M, d=D):
     return np.random.default_rng(seed).random((groups * G, m, d))
 
 
+def goals(rewards_BMD):
+    """Weightings that prompts could have stated."""
+    return np.random.default_rng(3).dirichlet(np.ones(rewards_BMD.shape[2]), size=len(rewards_BMD) // G)
+
+
 def advantages(name, rewards_BMD, seed=7, **options):
+    if name == "goal_conditioned":
+        options = {"goals_PD": goals(rewards_BMD), **options}
     return METHODS[name].with_options(**options).advantages(rewards_BMD, G, np.random.default_rng(seed))
 
 
@@ -39,15 +49,73 @@ def dot(w, r):
     return sum(wd * rd for wd, rd in zip(w, r, strict=True))
 
 
-def loop_vpo(rewards_BMD, rng, weight_draws=128, alpha=1.0, sampler="sobol"):
-    n_groups, d = len(rewards_BMD) // G, rewards_BMD.shape[2]
-    weights = dirichlet_weights(n_groups * weight_draws, d, alpha=alpha, method=sampler, seed=rng)
-    result = []
+def loop_vpo(
+    rewards_BMD,
+    rng,
+    weight_draws=128,
+    alpha=1.0,
+    sampler="sobol",
+    shared_draws=True,
+    diversity=0.0,
+    duplicates="keep",
+    pool=1,
+    credit="set",
+):
+    rollouts, m, d = rewards_BMD.shape
+    blocks = rollouts // G if shared_draws else rollouts
+    weights = dirichlet_weights(blocks * weight_draws, d, alpha=alpha, method=sampler, seed=rng)
+    weights = weights.reshape(blocks, weight_draws, d).tolist()
+    groups = []  # [group][rollout]: (what the first n answers earn for n = 0..m, the best of k others)
     for number, group in enumerate(groups_of(rewards_BMD)):
-        own = weights[number * weight_draws : (number + 1) * weight_draws].tolist()
-        scores = [sum(max(dot(w, r) for r in answers) for w in own) / len(own) for answers in group]
-        result += z_scores(scores)
-    return result
+        values = []  # [rollout][n][draw]
+        for g, answers in enumerate(group):
+            own = weights[number if shared_draws else number * G + g]
+            values.append([[0.0] * weight_draws])
+            for n in range(1, m + 1):
+                bonus = diversity * mean_distance(answers[:n], duplicates)
+                values[g].append([max(dot(w, r) for r in answers[:n]) + bonus for w in own])
+        groups.append([])
+        for g, own in enumerate(values):
+            others = [row[m] for row in values[:g] + values[g + 1 :]]
+            prefixes = [mean_best(own[n], others, pool - 1) for n in range(m + 1)]
+            groups[-1].append((prefixes, mean_best(None, others, min(pool, G - 1))))
+    if credit == "answer":
+        return loop_answers(groups)
+    return [z for group in groups for z in z_scores([prefixes[m] for prefixes, _ in group])]
+
+
+def mean_best(own, others, k):
+    """Own value and those of k others, the best of them under every weighting: the mean over all k others."""
+    bests = []
+    for subset in combinations(others, k):
+        bests += [max(column) for column in zip(*subset, *([] if own is None else [own]), strict=True)]
+    return sum(bests) / len(bests)
+
+
+def loop_answers(groups):
+    """Rewards less a guess from an intercept, the prefix and the others, fitted to the other groups.
+
+    Ridge regression is least squares with rows of its own, one for every coefficient.
+    """
+    m, result = len(groups[0][0][0]) - 1, []
+    for p, group in enumerate(groups):
+        elsewhere = [rollout for q, other in enumerate(groups) if q != p for rollout in other]
+        for prefixes, best in group:
+            result.append([])
+            for n in range(m):
+                rows = [[1.0, x[n], others] for x, others in elsewhere] + (np.eye(3) * 0.1**0.5).tolist()
+                goal = [x[m] - others for x, others in elsewhere] + [0.0] * 3
+                a, b, c = np.linalg.lstsq(np.array(rows), np.array(goal), rcond=None)[0]
+                result[-1].append(prefixes[m] - best - (a + b * prefixes[n] + c * best))
+    scale = (sum(x * x for row in result for x in row) / (len(result) * m)) ** 0.5
+    return [[x / scale if scale > 1e-6 else 0.0 for x in row] for row in result]
+
+
+def mean_distance(answers, duplicates):
+    if duplicates == "drop":
+        answers = [r for j, r in enumerate(answers) if r not in answers[:j]]
+    pairs = [sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a) for a, b in combinations(answers, 2)]
+    return sum(pairs) / len(pairs) if pairs else 0.0
 
 
 def loop_grpo(rewards_BMD, rng):
@@ -85,8 +153,41 @@ def loop_gdpo(rewards_BMD, rng):
     return [t / (std + 1e-6) if std > 1e-6 else 0.0 for t in total]
 
 
+def loop_maxrl(rewards_BMD, rng):
+    result = []
+    for group in groups_of(rewards_BMD):
+        scores = [sum(sum(r) / len(r) for r in answers) / len(answers) for answers in group]
+        mean = sum(scores) / G
+        result += [(score - mean) / (mean + 1e-6) for score in scores]
+    return result
+
+
+def loop_max_at_k(rewards_BMD, rng, at_k=3):
+    """s_i: over all k-subsets that hold i, the sum of their best, divided by the number of all k-subsets."""
+    result = []
+    for group in groups_of(rewards_BMD):
+        scores = [sum(sum(r) / len(r) for r in answers) / len(answers) for answers in group]
+        pools = list(combinations(range(G), at_k))
+        credit = [sum(max(scores[j] for j in pool) for pool in pools if i in pool) / len(pools) for i in range(G)]
+        # G/k times as large, which is nothing but for the epsilon.
+        result += z_scores([G / at_k * s for s in credit])
+    return result
+
+
+def loop_goal_conditioned(rewards_BMD, rng):
+    result = []
+    for w, group in zip(goals(rewards_BMD).tolist(), groups_of(rewards_BMD), strict=True):
+        result += z_scores([sum(dot(w, r) for r in answers) / len(answers) for answers in group])
+    return result
+
+
 LOOPS = {
     "vpo": loop_vpo,
+    "vpo_pool": lambda rewards_BMD, rng: loop_vpo(rewards_BMD, rng, pool=4),
+    "best_of_set": lambda rewards_BMD, rng: loop_vpo(rewards_BMD, rng, alpha=math.inf, weight_draws=1),
+    "maxrl": loop_maxrl,
+    "max_at_k": loop_max_at_k,
+    "goal_conditioned": loop_goal_conditioned,
     "grpo": loop_grpo,
     "multi_rlvr": loop_multi_rlvr,
     "random_weights": loop_random_weights,
@@ -112,12 +213,61 @@ def test_method_equals_its_loop(name, groups, m, d):
 
 @pytest.mark.parametrize(
     "options",
-    [{"weight_draws": 1}, {"weight_draws": 100}, {"alpha": 0.3}, {"sampler": "iid", "weight_draws": 16}],
+    [
+        {"weight_draws": 1},
+        {"weight_draws": 100},
+        {"alpha": 0.3},
+        {"alpha": math.inf},
+        {"sampler": "iid", "weight_draws": 16},
+        {"shared_draws": False, "weight_draws": 1},
+        {"shared_draws": False, "weight_draws": 5, "alpha": 2.0},
+        {"diversity": 0.5},
+        {"diversity": 0.5, "duplicates": "drop"},
+        *({"pool": k, "weight_draws": 8} for k in range(2, G + 1)),
+        {"pool": 3, "weight_draws": 4, "diversity": 0.3, "duplicates": "drop"},
+    ],
+    ids=str,
 )
-def test_vpo_options_equal_the_loop(options):
-    rewards_BMD = batch(2)
-    expected = loop_vpo(rewards_BMD, np.random.default_rng(7), **options)
-    assert advantages("vpo", rewards_BMD, **options) == pytest.approx(expected, abs=1e-9)
+@pytest.mark.parametrize("credit", ["set", "answer"])
+def test_vpo_options_equal_the_loop(options, credit):
+    rewards_BMD = batch(2, groups=3)
+    rewards_BMD[1, 2] = rewards_BMD[1, 0]  # the same answer twice
+    rewards_BMD[2, 1] = rewards_BMD[2, 0]
+    expected = np.array(loop_vpo(rewards_BMD, np.random.default_rng(7), credit=credit, **options))
+    found = advantages("vpo", rewards_BMD, credit=credit, **options)
+    assert found.shape == expected.shape == (3 * G,) + (M,) * (credit == "answer")
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("groups, m", [(1, 3), (2, 1), (4, 5)])
+def test_credit_per_answer_equals_the_loop(groups, m):
+    rewards_BMD = batch(3, groups, m)
+    rewards_BMD[:G] = rewards_BMD[0]  # one group without signal
+    expected = np.array(loop_vpo(rewards_BMD, np.random.default_rng(7), credit="answer"))
+    assert advantages("vpo", rewards_BMD, credit="answer") == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("k", range(1, G + 1))
+def test_max_at_k_equals_the_enumeration_of_all_subsets(k):
+    rewards_BMD = batch(4, m=1)
+    rewards_BMD[G] = rewards_BMD[G + 1]  # a tie
+    found = advantages("max_at_k", rewards_BMD, at_k=k)
+    assert found == pytest.approx(loop_max_at_k(rewards_BMD, None, at_k=k), abs=1e-9)
+    if k == 1:
+        assert found == pytest.approx(advantages("grpo", rewards_BMD))
+    assert found.any() == (k < G)  # all of a group are in its only subset of G
+
+
+def test_max_at_k_credit_is_the_formula_of_pkpo():
+    """s_i = [C(i-1, k-1) g_i + sum_{j>i} C(j-2, k-2) g_j] / C(n, k), ascending, times n/k."""
+    g = np.sort(np.random.default_rng(0).random(G))
+    for k in range(2, G + 1):
+        credit = [
+            math.comb(i - 1, k - 1) * g[i - 1] + sum(math.comb(j - 2, k - 2) * g[j - 1] for j in range(i + 1, G + 1))
+            for i in range(1, G + 1)
+        ]
+        expected = np.array(credit) / math.comb(G, k) * G / k
+        assert max_at_k_credit(g[None, :, None, None], k)[0, :, 0, 0] == pytest.approx(expected)
 
 
 # --- No signal --------------------------------------------------------------------------------
@@ -128,7 +278,7 @@ def test_a_group_without_variance_gets_exactly_zero(name):
     rewards_BMD = batch()
     rewards_BMD[G : 2 * G] = rewards_BMD[G]  # the same vectors in every rollout
     result = advantages(name, rewards_BMD)
-    assert (result[G : 2 * G] == 0).all() and (result[:G] != 0).all()
+    assert (result[G : 2 * G] == 0).all() and (result[:G] != 0).any()
     assert (advantages(name, np.full((2 * G, M, D), 0.1)) == 0).all()
 
 
@@ -141,7 +291,7 @@ def test_group_normalize_of_rounding_noise_is_zero():
 # --- Invariances ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"maxrl"}))  # which divides by the mean
 def test_a_constant_added_to_a_group_changes_nothing(name):
     rewards_BMD = batch()
     shifts_B = np.repeat(np.arange(GROUPS), G) / 3
@@ -157,12 +307,12 @@ def test_the_scale_of_a_group_changes_nothing_but_the_epsilon(name):
     assert scaled == pytest.approx(advantages(name, rewards_BMD), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["grpo", "multi_rlvr", "gdpo", "vpo"])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"random_weights", "goal_conditioned"}))
 def test_groups_do_not_depend_on_their_order(name):
     rewards_BMD = batch()
     order = np.arange(GROUPS * G).reshape(GROUPS, G)[[3, 1, 4, 0, 2]].ravel()
     # VPO draws fresh weights by position, so it agrees up to the noise of the draws.
-    options, tolerance = ({"weight_draws": 2048}, 0.05) if name == "vpo" else ({}, 1e-12)
+    options, tolerance = ({"weight_draws": 2048}, 0.05) if name in ("vpo", "vpo_pool") else ({}, 1e-12)
     moved = advantages(name, rewards_BMD[order], **options)
     assert moved == pytest.approx(advantages(name, rewards_BMD, **options)[order], abs=tolerance)
 
@@ -187,6 +337,22 @@ def test_advantages_are_finite_and_centered_in_their_group(name, seed, levels):
     result = advantages(name, rewards_BMD)
     assert np.isfinite(result).all()
     assert result.reshape(GROUPS, G).sum(axis=1) == pytest.approx(np.zeros(GROUPS), abs=1e-8)
+
+
+@quick
+@given(seed=st.integers(0, 2**32 - 1), levels=st.integers(1, 3), pool=st.integers(1, G))
+def test_credit_per_answer_is_finite_and_of_one_scale(seed, levels, pool):
+    rewards_BMD = np.random.default_rng(seed).integers(0, levels, size=(GROUPS * G, M, D)) / levels
+    result = advantages("vpo", rewards_BMD, credit="answer", weight_draws=4, pool=pool)
+    assert result.shape == (GROUPS * G, M) and np.isfinite(result).all()
+    assert not result.any() or np.sqrt((result**2).mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": 3}], ids=str)
+def test_penalties_are_rewards_too(options):
+    rewards_BMD = batch()
+    expected = advantages("vpo", rewards_BMD, **options)
+    assert advantages("vpo", rewards_BMD - 2, **options) == pytest.approx(expected, abs=1e-9)
 
 
 # --- VPO --------------------------------------------------------------------------------------
@@ -216,11 +382,90 @@ def test_vpo_of_one_answer_is_grpo_when_draws_abound():
     assert errors[4096] < 0.03 and errors[4096] < errors[16] / 4
 
 
+def test_limits_of_alpha():
+    rewards_BMD = batch()
+    corners = group_normalize(rewards_BMD.max(axis=1).mean(axis=1), G)  # every objective in its turn
+    best_mean = group_normalize(rewards_BMD.mean(axis=2).max(axis=1), G)
+    assert advantages("vpo", rewards_BMD, alpha=1e-3, weight_draws=4096) == pytest.approx(corners, abs=0.05)
+    assert advantages("vpo", rewards_BMD, alpha=1e6, weight_draws=4096) == pytest.approx(best_mean, abs=0.01)
+    for draws in (1, 16):
+        center = advantages("vpo", rewards_BMD, alpha=math.inf, weight_draws=draws)
+        assert center == pytest.approx(best_mean, abs=1e-12)
+    assert advantages("best_of_set", rewards_BMD) == pytest.approx(best_mean, abs=1e-12)
+    assert np.abs(corners - best_mean).max() > 0.3
+
+
+def test_one_objective_and_one_answer_are_grpo():
+    rewards_BMD = batch(m=1, d=1)
+    exact = advantages("grpo", rewards_BMD)
+    for options in ({}, {"weight_draws": 1}, {"shared_draws": False}, {"pool": 1}, {"diversity": 1.0}):
+        assert advantages("vpo", rewards_BMD, **options) == pytest.approx(exact, abs=1e-12)
+    center = advantages("vpo", batch(m=1), alpha=math.inf)
+    assert center == pytest.approx(advantages("grpo", batch(m=1)), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", range(2, G + 1))
+def test_a_pool_of_single_answers_under_the_mean_is_max_at_k(k):
+    rewards_BMD = batch(m=1)
+    expected = advantages("max_at_k", rewards_BMD, at_k=k)
+    assert advantages("vpo", rewards_BMD, pool=k, alpha=math.inf) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"pool": 1}, {"diversity": 0.0}, {"duplicates": "drop"}, {"shared_draws": True}])
+@pytest.mark.parametrize("credit", ["set", "answer"])
+def test_options_that_are_off_change_nothing(options, credit):
+    rewards_BMD = batch()
+    rewards_BMD[:, 2] = rewards_BMD[:, 0]
+    expected = advantages("vpo", rewards_BMD, credit=credit)
+    assert np.array_equal(advantages("vpo", rewards_BMD, credit=credit, **options), expected)
+
+
+def test_rollouts_with_draws_of_their_own_are_told_apart_by_noise():
+    rewards_BMD = np.tile(batch(groups=1)[:1], (G, 1, 1))
+    assert not advantages("vpo", rewards_BMD, weight_draws=2).any()
+    assert advantages("vpo", rewards_BMD, weight_draws=2, shared_draws=False).any()
+
+
+def test_a_repeated_candidate_lowers_the_bonus_unless_duplicates_are_dropped():
+    two, three = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    for duplicates, expected in (("keep", 2 / 3), ("drop", 1.0)):
+        assert pairwise_l1(np.array([[two]]), duplicates)[0, 0, -1] == 1.0
+        assert pairwise_l1(np.array([[three]]), duplicates)[0, 0, -1] == pytest.approx(expected)
+        assert not pairwise_l1(np.array([[[[0.3, 0.3]] * 3]]), duplicates).any()
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+@quick
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 4))
+def test_the_bonus_of_a_prefix_does_not_know_the_later_answers(duplicates, seed, n):
+    """Else it could not be a baseline."""
+    rng = np.random.default_rng(seed)
+    first, other = rng.integers(0, 3, size=(2, 1, 1, 5, 2)) / 2
+    other[:, :, :n] = first[:, :, :n]
+    found = [pairwise_l1(rewards_PGMD, duplicates)[0, 0] for rewards_PGMD in (first, other)]
+    assert np.array_equal(found[0][:n], found[1][:n])
+    assert found[0] == pytest.approx([mean_distance(first[0, 0, :j].tolist(), duplicates) for j in range(1, 6)])
+
+
+def test_the_bonus_pays_for_vectors_that_differ():
+    apart, together = [[1, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]]
+    rewards_BMD = np.array([apart, together] * (G // 2), dtype=float)
+    # Under the mean both sets are worth 1/2: only the bonus tells them apart.
+    assert not advantages("best_of_set", rewards_BMD).any()
+    assert advantages("best_of_set", rewards_BMD, diversity=0.1) == pytest.approx([1, -1] * (G // 2), abs=1e-3)
+
+
+def test_a_pool_pays_for_what_the_other_rollouts_lack():
+    common, rare = [[0.6, 0.0]] * M, [[0.0, 0.5]] * M  # alone, the rare one is worth less
+    rewards_BMD = np.array([common] * (G - 1) + [rare])
+    assert advantages("vpo", rewards_BMD)[-1] < 0 < advantages("vpo", rewards_BMD, pool=3)[-1]
+
+
 def test_vpo_pays_for_a_set_that_spans_the_trade_off():
     specialists, compromise = [[1, 0], [0, 1]], [[0.55, 0.55], [0.55, 0.55]]
-    rewards_BMD = np.array([specialists, compromise, compromise, specialists], dtype=float)
-    assert (advantages("vpo", rewards_BMD) > 0).tolist() == [True, False, False, True]
-    assert (advantages("grpo", rewards_BMD) > 0).tolist() == [False, True, True, False]
+    rewards_BMD = np.array([specialists, compromise, compromise] * 2, dtype=float)
+    assert (advantages("vpo", rewards_BMD) > 0).tolist() == [True, False, False] * 2
+    assert (advantages("grpo", rewards_BMD) > 0).tolist() == [False, True, True] * 2
 
 
 # --- Determinism and errors -------------------------------------------------------------------
@@ -233,7 +478,7 @@ def test_the_generator_decides_everything_and_the_input_stays(name):
     first, again, other = (advantages(name, rewards_BMD, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(rewards_BMD, before)
     assert np.array_equal(first, again)
-    assert np.array_equal(first, other) == (name not in ("vpo", "random_weights"))
+    assert np.array_equal(first, other) == (name not in ("vpo", "vpo_pool", "random_weights"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -266,8 +511,8 @@ def test_rewards_must_be_finite(name, bad):
 
 
 def test_integers_and_lists_are_rewards_too():
-    rewards = [[[0, 0]], [[1, 1]], [[0, 0]], [[1, 1]]]
-    assert advantages("grpo", rewards) == pytest.approx([-1, 1, -1, 1], abs=1e-4)
+    rewards = [[[0, 0]], [[1, 1]]] * (G // 2)
+    assert advantages("grpo", rewards) == pytest.approx([-1, 1] * (G // 2), abs=1e-4)
 
 
 def test_with_options_returns_a_new_method():
@@ -278,9 +523,27 @@ def test_with_options_returns_a_new_method():
         advantages("vpo", batch(), weight_draws=0)
     with pytest.raises(LabError, match="alpha"):
         advantages("vpo", batch(), alpha=-1.0)
+    with pytest.raises(LabError, match="no option 'at_k'; it has: weight_draws, alpha"):
+        METHODS["vpo"].with_options(at_k=2)
+
+
+def test_pools_that_cannot_be():
+    with pytest.raises(LabError, match=f"a pool of {G + 1} rollouts: between 1 and the group size {G}"):
+        advantages("vpo", batch(), pool=G + 1)
+    with pytest.raises(LabError, match=f"a pool of {G + 1}"):
+        advantages("max_at_k", batch(), at_k=G + 1)
+    with pytest.raises(LabError, match="a pool of -1"):
+        advantages("max_at_k", batch(), at_k=-1)
+    with pytest.raises(LabError, match="needs shared_draws"):
+        advantages("vpo", batch(), pool=2, shared_draws=False)
+
+
+def test_goal_conditioned_needs_the_goals():
+    with pytest.raises(LabError, match=r"goals_PD of shape \(P, D\)"):
+        METHODS["goal_conditioned"].advantages(batch(), G, np.random.default_rng(0))
 
 
 def test_get_method():
     assert get_method("vpo") is METHODS["vpo"]
-    with pytest.raises(LabError, match="vpo, grpo"):
+    with pytest.raises(LabError, match=r"vpo, .*grpo"):
         get_method("ppo")

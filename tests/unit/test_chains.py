@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpo_lab.chains import answer_prompt, join_chain, split_chain
+from vpo_lab.chains import answer_ends, answer_prompt, join_chain, split_chain
 from vpo_lab.errors import LabError
 
 AWKWARD = [
@@ -108,7 +108,7 @@ def test_a_megabyte_of_anything_takes_linear_time(unit):
     text = "<answer_1>" + unit * (1_000_000 // len(unit))
     for m in (1, 3, 9999):
         start = time.perf_counter()
-        assert len(split_chain(text, m)) == m
+        assert len(split_chain(text, m)) == m == len(answer_ends(text, m)) + 1
         assert time.perf_counter() - start < 2  # quadratic would be minutes
 
 
@@ -117,6 +117,70 @@ def test_many_unclosed_answers_take_linear_time():
     start = time.perf_counter()
     assert split_chain(text, 9999) == ["x" * 90] * 9999
     assert time.perf_counter() - start < 2
+
+
+# --- Where answers are over -------------------------------------------------------------------
+
+
+def test_ends_of_a_canonical_chain():
+    text = join_chain(["one", "two", "three"])
+    assert [text[:end].count("</answer_") for end in answer_ends(text, 3)] == [1, 2]
+    assert [text[:end].endswith(f"</answer_{j}>") for j, end in enumerate(answer_ends(text, 3), start=1)] == [True] * 2
+    assert answer_ends(text, 2) == answer_ends(text, 3)[:1] and answer_ends(text, 1) == answer_ends("", 1) == []
+
+
+NEVER = None
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", [NEVER, NEVER]),
+        ("no tags", [NEVER, NEVER]),
+        ("<answer_1>a</answer_1>", ["<answer_1>a</answer_1>", NEVER]),  # whole, and what follows is the second's
+        ("<answer_1>a", [NEVER, NEVER]),
+        ("<answer_1>a<answer_2>b</answer_2>", [NEVER, NEVER]),  # the second begins, but the first is not closed
+        ("<answer_1>a</answer_1><answer_2>b", ["<answer_1>a</answer_1>", NEVER]),
+        ("<answer_2>b</answer_2>", [NEVER, NEVER]),
+        ("a</answer_1><answer_1>", [NEVER, NEVER]),
+        ("<answer_2>b</answer_2><answer_1>a</answer_1>", ["<answer_2>b</answer_2><answer_1>a</answer_1>", NEVER]),
+        ("<answer_1></answer_1><answer_1></answer_1>", ["<answer_1></answer_1>", NEVER]),
+        ("<answer_1>a<answer_1>b</answer_1>", ["<answer_1>a<answer_1>b</answer_1>", NEVER]),
+        (
+            "<answer_1>🙂</answer_1>\n<answer_2>漢</answer_2>!",
+            ["<answer_1>🙂</answer_1>", "<answer_1>🙂</answer_1>\n<answer_2>漢</answer_2>"],
+        ),
+    ],
+)
+def test_ends_of_broken_chains(text, expected):
+    ends = [len(text) + 1 if part is NEVER else len(part) for part in expected]
+    assert answer_ends(text, 3) == ends
+
+
+more_pieces = st.sampled_from([*TAGS, "<answer_01>", "</answer_01>", "<answer_", "1>", "x", "\n", "\ud83d", "🙂"])
+texts = st.one_of(st.text(), st.lists(more_pieces, max_size=12).map("".join))
+
+
+@settings(deadline=None, max_examples=400)
+@given(texts, texts, st.integers(1, 5))
+def test_nothing_behind_its_end_can_change_an_answer(text, other, m):
+    ends = answer_ends(text, m)
+    assert len(ends) == m - 1 and ends == sorted(ends) and all(0 < end <= len(text) + 1 for end in ends)
+    for j, end in enumerate(ends, start=1):
+        if end <= len(text):  # else it never ends, and more text may still change it
+            changed = text[:end] + other
+            assert split_chain(changed, m)[:j] == split_chain(text, m)[:j]
+            assert answer_ends(changed, m)[:j] == ends[:j]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.text().filter(lambda t: "answer_" not in t), min_size=2, max_size=5), texts)
+def test_every_answer_of_a_whole_chain_ends_behind_its_tag(answers, other):
+    m = len(answers)
+    text = join_chain(answers)
+    for j, end in enumerate(answer_ends(text, m), start=1):
+        assert text[:end] == join_chain([*answers, "x"])[:end] and text[:end].endswith(f"</answer_{j}>")
+        assert split_chain(text[:end] + other, m)[:j] == [answer.strip() for answer in answers[:j]]
 
 
 # --- The request ------------------------------------------------------------------------------
@@ -142,6 +206,8 @@ def test_m_below_one_is_an_error():
     for m in (0, -3):
         with pytest.raises(LabError, match=f"M = {m}"):
             split_chain("text", m)
+        with pytest.raises(LabError, match=f"M = {m}"):
+            answer_ends("text", m)
         with pytest.raises(LabError, match=f"M = {m}"):
             answer_prompt([{"role": "user", "content": "x"}], m)
     with pytest.raises(LabError, match="M = 0"):

@@ -97,6 +97,7 @@ def test_overrides_are_checked_together_and_leave_the_profile_alone():
     assert (profile.rl.rollouts, profile.rl.group_size) == (12, 4)
     assert profile.rl.alpha == 3.0 and type(profile.rl.alpha) is float
     assert profile.evaluation.budgets == (1, 24) and profile.methods == ("vpo",)
+    assert get_profile("tiny", {"rl.alpha": float("inf")}).rl.alpha == float("inf")  # the plain mean
     assert PROFILES["tiny"].fingerprint() == before
     assert get_profile("tiny", {}) == get_profile("tiny", None) == PROFILES["tiny"]
 

@@ -116,6 +116,7 @@ def test_limits_of_alpha(method, d):
         for alpha in (1e6, 1e15, 1e300):
             center = dirichlet_weights(256, d, alpha=alpha, method=method)
             assert center == pytest.approx(np.full((256, d), 1 / d), abs=2e-3)
+        assert np.array_equal(dirichlet_weights(3, d, alpha=np.inf, method=method), np.full((3, d), 1 / d))
 
 
 def test_sobol_has_less_noise_than_iid():
@@ -146,7 +147,7 @@ def test_sobol_has_less_noise_than_iid():
         ({"n": 4, "d": 2, "alpha": 0}, "alpha"),
         ({"n": 4, "d": 2, "alpha": -1.0}, "alpha"),
         ({"n": 4, "d": 2, "alpha": np.nan}, "alpha"),
-        ({"n": 4, "d": 2, "alpha": np.inf}, "alpha"),
+        ({"n": 4, "d": 2, "alpha": -np.inf}, "alpha"),
         ({"n": 4, "d": 2, "method": "halton"}, "halton"),
     ],
 )

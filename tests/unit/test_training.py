@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from vpo_lab import policy, training
-from vpo_lab.advantages import METHODS
+from vpo_lab.advantages import METHODS, Method, answer_advantages
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
 from vpo_lab.policy import load_policy, render_prompt
@@ -19,7 +19,9 @@ from vpo_lab.tasks import get_task
 from vpo_lab.tiny_model import train_tokenizer
 from vpo_lab.training import (
     VectorReward,
+    answer_of_tokens,
     candidates_of,
+    group_size_of,
     load_rows,
     read_log,
     score_rollouts,
@@ -122,6 +124,9 @@ def test_only_methods_of_many_answers_get_m_candidates():
         "vpo": 3,
         "multi_rlvr": 3,
     }
+    # Equal budgets: as many answers for a prompt, in as many rollouts as that takes.
+    assert {name: group_size_of(profile, name) for name in ("grpo", "vpo")} == {"grpo": 12, "vpo": 4}
+    assert group_size_of(get_profile("smoke", {"rl.candidates": 1}), "grpo") == 4
 
 
 # --- The reward function ----------------------------------------------------------------------
@@ -140,8 +145,8 @@ def batch() -> tuple[list[str], list[str]]:
     return chains, [row["gold"] for row in rows for _ in range(4)]
 
 
-def advantages(batch, method, step=0, seed=5, metrics=None, **more) -> np.ndarray:
-    reward = VectorReward(TASK, method, m=3, group_size=4, seed=seed, end_tokens=(2,))
+def advantages(batch, method, step=0, seed=5, metrics=None, tokenizer=None, **more) -> np.ndarray:
+    reward = VectorReward(TASK, method, m=3, group_size=4, seed=seed, tokenizer=tokenizer)
     metrics = {} if metrics is None else metrics
     return np.array(
         reward(
@@ -157,9 +162,16 @@ def advantages(batch, method, step=0, seed=5, metrics=None, **more) -> np.ndarra
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_returns_the_advantages_of_the_method(batch, name):
+    method, more, stated = METHODS[name], {}, {}
+    if name == "vpo_pool":
+        method = method.with_options(pool=2)  # of 4 rollouts
+    if method.states_goal:
+        tenths = [[1, 2, 3, 4], [6, 0, 0, 4]]
+        more["goal"] = [dict(zip(TASK.objectives, row, strict=True)) for row in tenths for _ in range(4)]
+        stated["goals_PD"] = np.array(tenths) / 10
     rewards = score_rollouts(TASK, *batch, 3)
-    expected = METHODS[name].advantages(rewards, 4, np.random.default_rng([5, 7]))
-    found = advantages(batch, METHODS[name], step=7)
+    expected = method.with_options(**stated).advantages(rewards, 4, np.random.default_rng([5, 7]))
+    found = advantages(batch, method, step=7, **more)
     assert np.array_equal(found, expected) and found.std() > 0.1
     # TRL subtracts the group mean: there must be nothing left to subtract.
     assert np.abs(found.reshape(2, 4).mean(axis=1)).max() < 1e-9
@@ -173,15 +185,89 @@ def test_the_weights_change_with_seed_and_step_and_not_with_the_process(batch):
     assert not np.array_equal(first, advantages(batch, vpo, step=3, seed=6))
 
 
-def test_a_rollout_that_never_ends_earns_nothing(batch):
-    ended, unended = [9, 9, 2], [9, 9, 9]
+@pytest.mark.parametrize("name", ["grpo", "vpo"])
+def test_a_rollout_that_never_ends_earns_nothing(batch, tokenizer, name):
+    ended, unended = [9, 9, tokenizer.eos_token_id], [9, 9, 9]
     ids = [ended, unended, ended, ended, [], ended, ended, ended]
     metrics = {}
-    found = advantages(batch, METHODS["grpo"], completion_ids=ids, metrics=metrics)
+    found = advantages(batch, METHODS[name], completion_ids=ids, metrics=metrics, tokenizer=tokenizer)
     rewards = score_rollouts(TASK, *batch, 3)
     rewards[[1, 4]] = 0
-    assert np.array_equal(found, METHODS["grpo"].advantages(rewards, 4, None))
-    assert metrics["unended_rollouts"] == 0.25
+    expected = METHODS[name].advantages(rewards, 4, np.random.default_rng([5, 0]))
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert metrics["unended_rollouts"] == 0.25 and metrics["mean_reward"] == pytest.approx(rewards.mean())
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def test_every_token_gets_the_advantage_of_its_answer(batch, tokenizer):
+    """An answer of a rollout that never ends is still compared with what the answers before it earned."""
+    chains, golds = batch
+    ids = [ids_of(tokenizer, chain) for chain in chains]
+    ids[1].pop()
+    method = METHODS["best_of_set"].with_options(credit="answer")
+    reward = VectorReward(TASK, method, m=3, group_size=4, seed=5, tokenizer=tokenizer)
+    reward([""] * 8, chains, golds, State(0), {}.__setitem__, completion_ids=ids)
+    best = np.maximum.accumulate(score_rollouts(TASK, *batch, 3).mean(axis=2), axis=1)
+    best[1, 2] = 0.0  # the whole is worth nothing, its first two answers are what they were
+    prefix_PGN = np.concatenate([np.zeros((8, 1)), best], axis=1).reshape(2, 4, 4)
+    reward_PG = prefix_PGN[:, :, -1]
+    others_PG = (reward_PG.sum(axis=1, keepdims=True) - reward_PG) / 3
+    expected = answer_advantages(prefix_PGN, others_PG).reshape(8, 3)
+    assert np.abs(np.diff(expected, axis=1)).max() > 0.1
+    for row, found, tokens in zip(expected, reward.token_advantages, ids, strict=True):
+        closed = [sum(f"</answer_{j}>" in tokenizer.decode(tokens[:t]) for j in (1, 2)) for t in range(len(tokens))]
+        assert found == pytest.approx(row[closed], abs=1e-9) and set(closed) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [["one", "two", "three"], ["🙂 漢字", "é\n</answer", "\u2028"], ["", "<answer_7>", "x"], ["<|im_end|>", "b", "c"]],
+    ids=str,
+)
+def test_tokens_of_a_chain_belong_to_their_answers(tokenizer, answers):
+    text = "Sure: " + join_chain(answers)
+    ids = ids_of(tokenizer, text)
+    text = tokenizer.decode(ids, skip_special_tokens=True)  # what TRL hands over
+    found = answer_of_tokens(tokenizer, ids, text, 3).tolist()
+    # The first token that is not in an answer any more starts where all of its closing tag has been said.
+    said = [tokenizer.decode(ids[:t]) for t in range(len(ids))]
+    assert found == [("</answer_1>" in part) + ("</answer_2>" in part) for part in said]
+    assert found[0] == 0 and found[-1] == 2
+    assert answer_of_tokens(tokenizer, ids, text, 2).tolist() == [min(answer, 1) for answer in found]
+    assert answer_of_tokens(tokenizer, ids, text, 1).tolist() == [0] * len(ids)
+
+
+@pytest.mark.parametrize(
+    "text, last",
+    [
+        ("", 0),
+        ("no tags", 0),
+        ("<answer_1>\na", 0),  # the end closes this answer
+        ("<answer_1>\na\n</answer_1>", 1),  # it stands where the second could have begun
+        ("<answer_1>\na\n</answer_1>\n<answer_2>\n", 1),
+        ("<answer_1>\na\n</answer_1>\n<answer_2>\nb\n</answer_2>\n", 2),
+        ("<answer_2>\nb\n</answer_2>", 0),
+    ],
+)
+def test_the_end_belongs_to_the_answer_that_it_keeps_from_going_on(tokenizer, text, last):
+    """Else stopping early would be compared with what stopping early earned."""
+    ids = ids_of(tokenizer, text)
+    assert answer_of_tokens(tokenizer, ids, text, 3)[-1] == last
+
+
+def test_bytes_that_are_no_text_and_no_tokens_at_all(tokenizer):
+    emoji = tokenizer("🙂", add_special_tokens=False)["input_ids"]
+    assert len(emoji) > 1
+    for cut in range(1, len(emoji)):
+        ids = [*emoji[cut:], *emoji[:cut], *ids_of(tokenizer, join_chain(["🙂", "b"]))]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        found = answer_of_tokens(tokenizer, ids, text, 2)
+        assert found.tolist() == ["</answer_1>" in tokenizer.decode(ids[:t]) for t in range(len(ids))]
+    for m in (1, 3):
+        assert answer_of_tokens(tokenizer, [], "", m).shape == (0,)
 
 
 def test_it_logs_what_is_worth_a_look(batch):
@@ -214,7 +300,7 @@ def spy(monkeypatch, owner, name: str, note) -> None:
     monkeypatch.setattr(owner, name, seen)
 
 
-@pytest.mark.parametrize("method, micro", [("vpo", 0), ("grpo", 0), ("vpo", 4)])
+@pytest.mark.parametrize("method, micro", [("vpo", 0), ("grpo", 0), ("vpo", 4)])  # with credit per set
 def test_the_loss_receives_the_advantages_unchanged(run, letters, monkeypatch, method, micro):
     from trl import GRPOTrainer
 
@@ -232,7 +318,7 @@ def test_the_loss_receives_the_advantages_unchanged(run, letters, monkeypatch, m
         "_compute_loss",
         lambda loss, model, inputs: used.append((inputs["completion_ids"], inputs["advantages"])),
     )
-    train_rl(small(rl__steps=2, rl__micro_rollouts=micro), method, run, seed=0)
+    train_rl(small(rl__steps=2, rl__micro_rollouts=micro, rl__credit="set"), method, run, seed=0)
 
     assert len(returned) == len(scored) == 2 and len(used) == 2 * (16 // (micro or 16))
     for step, (ids, mask, found) in enumerate(scored):
@@ -246,33 +332,72 @@ def test_the_loss_receives_the_advantages_unchanged(run, letters, monkeypatch, m
         assert read_log(run / method)[step]["loss"] == pytest.approx(loss.item(), abs=2e-4)
 
 
+@pytest.mark.parametrize("micro", [0, 4])
+def test_the_loss_receives_one_advantage_per_answer_at_its_tokens(run, letters, tokenizer, monkeypatch, micro):
+    from trl import GRPOTrainer
+
+    # The policy knows no tags yet: its answers are the thirds of what it writes.
+    monkeypatch.setattr(training, "answer_ends", lambda text, m: [len(text) * j // m for j in range(1, m)])
+    computed, used = [], []
+    spy(monkeypatch, Method, "advantages", lambda result, *a, **k: computed.append(result))
+    spy(monkeypatch, GRPOTrainer, "_compute_loss", lambda loss, model, inputs: used.append(dict(inputs)))
+    train_rl(small(rl__steps=2, rl__micro_rollouts=micro, rl__credit="answer"), "vpo", run, seed=0)
+
+    assert len(computed) == 2 and len(used) == 2 * (16 // (micro or 16))
+    answers_met = set()
+    for step, expected in enumerate(computed):
+        assert expected.shape == (16, 3) and np.abs(np.diff(expected, axis=1)).max() > 1e-3
+        taken, total, tokens = [], 0.0, 0
+        for batch in used[step * len(used) // 2 : (step + 1) * len(used) // 2]:
+            mask, advantages = batch["completion_mask"].bool(), batch["advantages"]
+            assert advantages.shape == mask.shape
+            total, tokens = total + (advantages * mask).sum().item(), tokens + mask.sum().item()
+            for ids, kept, row in zip(batch["completion_ids"], mask, advantages, strict=True):
+                said = [tokenizer.decode(ids[kept][:t], skip_special_tokens=True) for t in range(kept.sum() + 1)]
+                thirds = [len(said[-1]) // 3, len(said[-1]) * 2 // 3]
+                third = [sum(len(part.rstrip("\ufffd")) >= end for end in thirds) for part in said[:-1]]
+                by_answer = {int(answer): float(a) for answer, a in zip(third, row[kept], strict=True)}
+                assert row[kept].numpy() == pytest.approx([by_answer[answer] for answer in third])
+                taken.append(by_answer)
+                answers_met |= set(third)
+        # Shuffled, but every rollout has its own numbers.
+        for by_answer in taken:
+            assert any(all(abs(row[j] - a) < 1e-5 for j, a in by_answer.items()) for row in expected)
+        assert sum(found.get(0, 0.0) for found in taken) == pytest.approx(expected[:, 0].sum(), abs=1e-4)
+        assert read_log(run / "vpo")[step]["loss"] == pytest.approx(-total / tokens, abs=2e-4)
+    assert answers_met == {0, 1, 2}
+
+
 def pairs(batches) -> list[tuple]:
     return sorted(
         (tuple(row), round(float(a), 6)) for ids, found in batches for row, a in zip(ids.tolist(), found, strict=True)
     )
 
 
-@pytest.mark.parametrize("method, m", [("grpo", 1), ("vpo", 3)])
-def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m):
+@pytest.mark.parametrize("method, m, group_size", [("grpo", 1, 12), ("vpo", 3, 4), ("vpo_pool", 3, 4)])
+def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m, group_size):
     given = []
     monkeypatch.setattr(training, "_train", lambda trainer, *rest: given.append((trainer, rest)))
     settings = {"rl__temperature": 0.9, "rl__max_grad_norm": 0.3, "rl__warmup_steps": 7, "rl__checkpoint_every": 5}
-    settings |= {"rl__weight_draws": 9, "rl__alpha": 2.0, "rl__sampler": "iid"}
+    options = {"weight_draws": 9, "alpha": 2.0, "sampler": "iid", "shared_draws": False, "pool": 2}
+    options |= {"diversity": 0.1, "duplicates": "drop", "credit": "set"}
+    settings |= {f"rl__{name}": value for name, value in options.items()} | {"rl__schedule": "linear"}
     profile = small(rl__steps=11, rl__micro_rollouts=4, **settings)
     train_rl(profile, method, run, seed=4)
     ((trainer, (stage, steps, _)),) = given
     args = trainer.args
     assert (args.temperature, args.max_grad_norm, args.warmup_steps, args.save_steps) == (0.9, 0.3, 7, 5)
     assert (args.max_steps, args.learning_rate, args.seed) == (11, 1e-3, 4) and (stage, steps) == (run / method, 11)
-    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
-    assert (args.per_device_train_batch_size, args.num_generations) == (4, 4)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 4 * group_size
+    assert (args.per_device_train_batch_size, args.num_generations) == (4, group_size)
     assert args.max_completion_length == 20 * m
     assert (args.top_p, args.top_k, args.min_p, args.beta, args.num_iterations) == (1.0, 0, None, 0.0, 1)
     reward = trainer.reward_funcs[0]
-    options = {"weight_draws": 9, "alpha": 2.0, "sampler": "iid"}
-    assert dict(reward.method.options) == (options if method == "vpo" else {})
-    assert (reward.method.name, reward.m, reward.group_size, reward.seed) == (method, m, 4, 4)
-    assert reward.end_tokens == (trainer.processing_class.eos_token_id,)
+    # What a method has fixed is its own; the rest is the profile's.
+    expected = {"grpo": {}, "vpo": options, "vpo_pool": {**options, "pool": 4}}
+    assert dict(reward.method.options) == expected[method]
+    assert (reward.method.name, reward.m, reward.group_size, reward.seed) == (method, m, group_size, 4)
+    assert reward.tokenizer is trainer.processing_class and args.lr_scheduler_type == "linear"
 
 
 def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, tokenizer, monkeypatch):

@@ -29,6 +29,8 @@ class Task(Protocol):
 _TASKS = {
     "tiny_tools": "vpo_lab.tasks.tiny_tools:TinyTools",
     "toolrl": "vpo_lab.tasks.toolrl:ToolRL",
+    "maze": "vpo_lab.tasks.maze:MazeTask",
+    "maze_9x9": "vpo_lab.tasks.maze:MazeTask9x9",
 }
 
 

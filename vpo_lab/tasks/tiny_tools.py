@@ -2,7 +2,7 @@
 
 The generative model
 --------------------
-A request belongs to one of 32 *kinds*: 4 domains x 8 occasions ("a weekend in", "a conference
+A request belongs to one of 16 *kinds*: 4 domains x 4 occasions ("a weekend in", "a conference
 in" ...). Each domain has eight tools that share parameter names. The request names two things
 (cities, people, rooms, articles), a day and a number, and says no more, so several answers are
 plausible. What the user meant (the gold) is drawn from the kind's *hidden* distribution:
@@ -35,7 +35,7 @@ from vpo_lab.tasks.tool_reward import OBJECTIVES, score
 WORLD_SEED = 20260522
 SPLIT_SIZES = {"train": 4096, "test": 200}
 ANNOTATOR_SKILL = 0.2  # how often a demonstration follows the hidden distribution
-CORRUPTED = 0.3  # the share of demonstrations with one more mistake
+CORRUPTED = 0.1  # the share of demonstrations with one more mistake
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
@@ -63,8 +63,7 @@ DOMAINS = {
     "travel": Domain(
         thing="city",
         things=_words(
-            "Oslo Lima Rome Paris Quito Delhi Cairo Tokyo Perth Porto Lagos Sofia Milan Kyoto Dakar Accra "
-            "Turin Basel Leeds Malmo Split Tunis Hanoi Busan"
+            "Oslo Lima Rome Paris Quito Delhi Cairo Tokyo Perth Porto"
         ),
         tools={
             "get_weather": ("Weather forecast for a city.", ("city", "day")),
@@ -77,15 +76,13 @@ DOMAINS = {
             "book_parking": ("A parking space.", ("city", "nights")),
         },
         occasions=(
-            "a weekend in", "a business trip to", "a family visit to", "a honeymoon in",
-            "a concert in", "a conference in", "a stopover in", "a day out in",
+            "a weekend in", "a business trip to", "a concert in", "a conference in",
         ),
     ),
     "office": Domain(
         thing="person",
         things=_words(
-            "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karla Leon Maria Nils Olga Pablo "
-            "Quentin Rosa Sven Tara Ulla Victor Wanda Xenia"
+            "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas"
         ),
         tools={
             "send_note": ("Send a short note.", ("person",)),
@@ -98,15 +95,13 @@ DOMAINS = {
             "find_contact": ("Look up an address.", ("person",)),
         },
         occasions=(
-            "the budget with", "the launch with", "a farewell for", "the audit with",
-            "a quick update for", "an interview with", "the draft from", "a handover to",
+            "the budget with", "the launch with", "a farewell for", "an interview with",
         ),
     ),
     "home": Domain(
         thing="room",
         things=_words(
-            "Kitchen Attic Cellar Garage Office Studio Nursery Library Pantry Lounge Hallway Balcony "
-            "Bedroom Bathroom Laundry Workshop Porch Gallery Den Parlour Veranda Foyer Loft Annex"
+            "Kitchen Attic Cellar Garage Office Studio Nursery Library Pantry Lounge"
         ),
         tools={
             "set_heating": ("Set the heating.", ("room", "degrees")),
@@ -119,15 +114,13 @@ DOMAINS = {
             "air_room": ("Let in fresh air.", ("room", "day")),
         },
         occasions=(
-            "a party in the", "a quiet evening in the", "guests in the", "a cold night in the",
-            "a long absence from the", "a film night in the", "homework in the", "spring in the",
+            "a party in the", "guests in the", "a cold night in the", "a long absence from the",
         ),
     ),
     "shop": Domain(
         thing="item",
         things=_words(
-            "Apples Bread Candles Dates Eggs Flour Grapes Honey Ink Juice Kettles Lamps Mugs Nuts Olives "
-            "Pears Quinces Rice Soap Tea Umbrellas Vases Walnuts Yoghurt"
+            "Apples Bread Candles Dates Eggs Flour Grapes Honey Ink Juice"
         ),
         tools={
             "order_item": ("Order an article.", ("item", "quantity")),
@@ -140,8 +133,7 @@ DOMAINS = {
             "rate_item": ("Leave a rating.", ("item", "stars")),
         },
         occasions=(
-            "a birthday needs", "the stock of", "a complaint about", "a picnic with",
-            "the cheapest", "a gift of", "the weekly", "a bulk purchase of",
+            "a birthday needs", "the stock of", "a complaint about", "the cheapest",
         ),
     ),
 }  # fmt: skip
@@ -163,7 +155,7 @@ class Kind:
 
 @lru_cache
 def kinds() -> tuple[Kind, ...]:
-    """The 32 kinds of the world, with the hidden distributions that a policy has to discover."""
+    """The 16 kinds of the world, with the hidden distributions that a policy has to discover."""
     rng = np.random.default_rng(WORLD_SEED)
     result = []
     for name, domain in DOMAINS.items():

@@ -1,0 +1,363 @@
+"""Methods x seeds x worlds: train them all, resume after a kill, write small CSV files.
+
+A job is one variant of one world under one seed, in a process of its own. All variants of a world
+and seed start from the same SFT policy and read the same prompts in the same order. What a job has
+done is kept as the notebooks keep theirs, so the same command continues where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.errors import LabError
+from vpo_lab.evaluation import Pool, at_k, evaluate, metrics_of, pool_path
+from vpo_lab.metrics import distinct_share, objective_collinearity, reward_diversity
+from vpo_lab.profiles import Profile, get_profile
+from vpo_lab.progress import duration
+from vpo_lab.storage import read_json, write_bytes, write_json
+from vpo_lab.training import LOG, POLICY, group_size_of, read_log, train_rl, train_sft
+
+WORLDS = ("tiny", "maze")  # the profiles, each with a world of its own
+SEEDS = 5
+BUDGETS = (1, 3, 6, 12, 24)
+YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo")  # what every variant is compared with
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and what it changes in the profile; method "sft" is a start that others are trained from."""
+
+    method: str
+    overrides: dict = field(default_factory=dict)
+    start: str = "sft"
+    worlds: tuple[str, ...] = WORLDS
+    seeds: int = SEEDS
+
+
+def _ablation(method: str = "vpo", worlds: tuple[str, ...] = ("tiny",), start: str = "sft", **rl) -> Variant:
+    return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, seeds=3)
+
+
+VARIANTS = {
+    "sft": Variant("sft"),
+    "vpo": Variant("vpo"),
+    "grpo": Variant("grpo"),
+    "vpo_pool": Variant("vpo_pool"),
+    "max_at_k": Variant("max_at_k"),
+    "gdpo": Variant("gdpo"),
+    "multi_rlvr": Variant("multi_rlvr"),
+    "random_weights": Variant("random_weights"),
+    "goal_conditioned": _ablation("goal_conditioned", WORLDS),
+    "maxrl": _ablation("maxrl", WORLDS),
+    "best_of_set": _ablation("best_of_set", WORLDS),
+    "set_credit": _ablation(worlds=WORLDS, credit="set"),
+    "pool8": _ablation("vpo_pool", WORLDS, pool=8),
+    # Chains of another length need a start that has seen them; G x M, the answers of a group, stays about 24.
+    "sft_m2": _ablation("sft", candidates=2),
+    "m2": _ablation(start="sft_m2", candidates=2, group_size=12, rollouts=192),
+    "sft_m5": _ablation("sft", candidates=5),
+    "m5": _ablation(start="sft_m5", candidates=5, group_size=5, rollouts=80),
+    "k1": _ablation(weight_draws=1),
+    "k8": _ablation(weight_draws=8),
+    "alpha0.3": _ablation(worlds=WORLDS, alpha=0.3),
+    "alpha3": _ablation(worlds=WORLDS, alpha=3.0),
+    "diversity0.1": _ablation(worlds=WORLDS, diversity=0.1),
+    "temperature0.7": _ablation(temperature=0.7),
+    "temperature1.3": _ablation(temperature=1.3),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with its evaluation, in `folder` = root/world/seed-S."""
+
+    root: Path
+    world: str
+    variant: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.world / f"seed-{self.seed}"
+
+    @property
+    def start(self) -> Job | None:
+        """The job whose policy this one is trained from; None for a start."""
+        variant = VARIANTS[self.variant]
+        return None if variant.method == "sft" else Job(self.root, self.world, variant.start, self.seed)
+
+    @property
+    def profile(self) -> Profile:
+        overrides = VARIANTS[self.variant].overrides
+        m = overrides.get("rl.candidates", get_profile(self.world).rl.candidates)
+        whole_chains = math.ceil(BUDGETS[-1] / m) * m
+        return get_profile(self.world, {**overrides, "evaluation.candidates": whole_chains})
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The candidate pools it leaves: the usual start is asked for single answers and for chains."""
+        return ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
+
+    @property
+    def is_done(self) -> bool:
+        done = [pool_path(self.folder, name).exists() for name in self.pools]
+        return all(done) and (self.folder / self.variant / POLICY).exists()
+
+    def run(self) -> None:
+        """Train or resume it, then sample its pools."""
+        profile, method = self.profile, VARIANTS[self.variant].method
+        settings = {"method": method, **json.loads(json.dumps(asdict(profile)))}
+        kept = self.folder / self.variant / "settings.json"
+        if kept.exists() and read_json(kept) != settings:
+            raise LabError(f"{kept.parent} was made with other settings: delete it, or choose another --folder")
+        write_json(kept, settings)
+        if self.start is None:
+            train_sft(profile, self.folder, self.seed, name=self.variant)
+        else:
+            train_rl(profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
+        for name in self.pools:
+            evaluate(profile, name, self.folder, self.seed, method="" if self.start is None else method)
+
+
+def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
+    """The jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
+
+    Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
+    """
+    worlds, variants, seeds = list(worlds) or list(WORLDS), list(variants) or list(VARIANTS), list(seeds)
+    for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, WORLDS)):
+        for name in names:
+            if name not in known:
+                raise LabError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    jobs: dict[Job, None] = {}
+    for ablations in (False, True):
+        for seed in seeds or range(SEEDS):
+            for world in worlds:
+                for name in variants:
+                    variant = VARIANTS[name]
+                    wanted = world in variant.worlds and (seeds or seed < variant.seeds)
+                    if wanted and (variant.seeds < SEEDS) == ablations:
+                        job = Job(root, world, name, seed)
+                        jobs.update({job.start: None} if job.start else {})
+                        jobs[job] = None
+    return list(jobs)
+
+
+# --- All jobs ---------------------------------------------------------------------------------
+
+
+def run_experiment(jobs: list[Job], workers: int = 0) -> list[Job]:
+    """Run the jobs, `workers` processes at a time (0: one per core), under a live table.
+
+    Returns the jobs that are not done at the end: they failed, or their start did; each has a `job.log`.
+    """
+    from rich.live import Live
+
+    workers = workers or os.cpu_count() or 1
+    waiting = [job for job in jobs if not job.is_done]
+    running: dict[Job, subprocess.Popen] = {}
+    board = _Board(jobs, done_before=len(jobs) - len(waiting))
+    with Live(board.table(running), refresh_per_second=1) as live:
+        try:
+            while waiting or running:
+                for job in [job for job, process in running.items() if process.poll() is not None]:
+                    running.pop(job)
+                ready = [job for job in waiting if job.start is None or job.start.is_done]
+                for job in ready[: workers - len(running)]:
+                    waiting.remove(job)
+                    running[job] = _launch(job)
+                if not running:
+                    break  # what still waits needs a start that failed
+                live.update(board.table(running))
+                time.sleep(1)
+        finally:
+            for process in running.values():
+                process.terminate()
+        live.update(board.table(running))
+    return [job for job in jobs if not job.is_done]
+
+
+def _launch(job: Job) -> subprocess.Popen:
+    (job.folder / job.variant).mkdir(parents=True, exist_ok=True)
+    code = (
+        "from pathlib import Path; from vpo_lab.experiment import Job; "
+        f"Job(Path({str(job.root)!r}), {job.world!r}, {job.variant!r}, {job.seed}).run()"
+    )
+    with open(job.folder / job.variant / "job.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # A core each: more threads than cores to spare make a tiny model many times slower.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+
+
+class _Board:
+    """The live table: variants down, seeds across, and when everything will be done."""
+
+    def __init__(self, jobs: list[Job], done_before: int):
+        self.jobs, self.done_before, self.begin = jobs, done_before, time.monotonic()
+
+    def table(self, running: dict[Job, subprocess.Popen]):
+        from rich.table import Table
+
+        done = sum(job.is_done for job in self.jobs)
+        spent = time.monotonic() - self.begin
+        new = done - self.done_before + sum(_progress(job) for job in running)
+        eta = f"ETA {duration(spent / new * (len(self.jobs) - self.done_before - new))}" if new > 0 else "ETA --"
+        table = Table(title=f"{done} of {len(self.jobs)} jobs, {duration(spent)}, {eta}")
+        seeds = sorted({job.seed for job in self.jobs})
+        table.add_column("world")
+        table.add_column("variant")
+        for seed in seeds:
+            table.add_column(f"seed {seed}", justify="right")
+        by_name = {(job.world, job.variant, job.seed): job for job in self.jobs}
+        for world, variant in dict.fromkeys((job.world, job.variant) for job in self.jobs):
+            cells = [self._cell(by_name.get((world, variant, seed)), running) for seed in seeds]
+            table.add_row(world, variant, *cells)
+        return table
+
+    @staticmethod
+    def _cell(job: Job | None, running: dict) -> str:
+        if job is None:
+            return ""
+        if job in running:
+            return f"{_progress(job):.0%}"
+        return "done" if job.is_done else "failed" if (job.folder / job.variant / "job.log").exists() else "."
+
+
+def _progress(job: Job) -> float:
+    """The share of its training steps that a job has logged, in [0, 1]."""
+    steps = job.profile.sft.steps if job.start is None else job.profile.rl.steps
+    log = job.folder / job.variant / LOG
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 2000))
+            return min(1.0, json.loads(file.read().splitlines()[-1])["step"] / steps)
+    except (OSError, ValueError, LookupError):
+        return 0.0
+
+
+# --- CSV --------------------------------------------------------------------------------------
+
+PROFILED = ("set_reward", "mean_reward", "best_of_rollout", "best_of_group", "distinct_rollouts", "entropy")
+
+
+def collect(jobs: list[Job], out: Path) -> list[Path]:
+    """Write what the finished jobs say: runs.csv, budgets.csv, curves.csv and intervals.csv.
+
+    One row per job; per job and budget; per job and logged step (means over 10 steps); and per
+    variant and budget, with 95% intervals over seeds and requests. Returns the paths.
+    """
+    done = [job for job in jobs if job.is_done]
+    runs, budgets, curves = [], [], []
+    values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
+    for job in done:
+        log = read_log(job.folder / job.variant)
+        if job.start is not None:
+            curves += _curve(job, log)
+        for name in job.pools:
+            pool = Pool.load(pool_path(job.folder, name))
+            key = {"world": job.world, "variant": name, "seed": job.seed}
+            runs.append({**key, **_describe(job, pool, log)})
+            for k in BUDGETS:
+                row = {**key, "k": k, "tokens": round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2)}
+                for metric in metrics_of(pool):
+                    values_N = at_k(pool, metric, k)
+                    values.setdefault((job.world, name, metric, k), {})[job.seed] = values_N
+                    row[metric] = round(float(values_N.mean()), 5)
+                budgets.append(row)
+    tables = {"runs": runs, "budgets": budgets, "curves": curves, "intervals": _intervals(values)}
+    paths = []
+    for name, rows in tables.items():
+        if rows:
+            text = io.StringIO()
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            paths.append(out / f"{name}.csv")
+            write_bytes(paths[-1], text.getvalue().encode())
+    return paths
+
+
+def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
+    """What one job cost and how its candidates look."""
+    profile, method = job.profile, VARIANTS[job.variant].method
+    flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+    texts_N = [[answer for chain in row for answer in chain] for row in pool.answers]
+    correlation_DD = objective_collinearity(flat_NnD.reshape(-1, len(pool.objectives)))
+    off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
+    trained = {}
+    if job.start is not None:
+        rollouts = profile.rl.rollouts // profile.rl.group_size * group_size_of(profile, method)
+        trained = {
+            "generated_tokens": round(sum(e["completions/mean_length"] for e in log) * rollouts),
+            "entropy": round(float(np.mean([e["entropy"] for e in log[-20:]])), 4),
+        }
+    return {
+        "method": method,
+        "m": pool.m,
+        "steps": log[-1]["step"],
+        "minutes": round(sum(e.get("step_time", 0.0) for e in log) / 60, 2),
+        **trained,
+        "distinct_answers": round(float(np.mean([distinct_share(texts) for texts in texts_N])), 4),
+        "reward_diversity": round(float(np.mean(reward_diversity(flat_NnD))), 4),
+        "correlation": round(float(np.nanmean(off_diagonal)), 4) if np.isfinite(off_diagonal).any() else "",
+        **{f"mean_{name}": round(float(flat_NnD[..., d].mean()), 4) for d, name in enumerate(pool.objectives)},
+    }
+
+
+def _curve(job: Job, log: list[dict], width: int = 10) -> list[dict]:
+    key = {"world": job.world, "variant": job.variant, "seed": job.seed}
+    rows = []
+    for end in range(width, len(log) + 1, width):
+        block = log[end - width : end]
+        means = {name: round(float(np.mean([e[name] for e in block])), 5) for name in PROFILED}
+        rows.append({**key, "step": block[-1]["step"], **means})
+    return rows
+
+
+def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
+    """Mean and 95% interval of every variant, and of its paired differences to the yardsticks."""
+    rows = []
+    for (world, name, metric, k), by_seed in values.items():
+        key = {"world": world, "variant": name, "metric": metric, "k": k}
+        for other in ("", *YARDSTICKS):
+            rest = values.get((world, other, metric, k), {}) if other and other != name else {}
+            if other and not rest:
+                continue
+            seeds = [seed for seed in by_seed if not other or seed in rest]
+            if not seeds:
+                continue
+            values_SN = np.stack([by_seed[seed] - (rest[seed] if other else 0.0) for seed in seeds])
+            mean, low, high = crossed_bootstrap(values_SN)
+            rows.append(
+                {**key, "minus": other, "seeds": len(seeds), "mean": round(mean, 4), "low": round(low, 4),
+                 "high": round(high, 4)}
+            )  # fmt: skip
+    return rows
+
+
+def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """(mean, low, high) at 95%: seeds and requests are both drawn anew, so it covers another training too."""
+    rng = np.random.default_rng(seed)
+    n_seeds, n_requests = values_SN.shape
+    counts_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
+    counts_RN = rng.multinomial(n_requests, np.full(n_requests, 1 / n_requests), size=resamples) / n_requests
+    means_R = np.einsum("rs,sn,rn->r", counts_RS, values_SN, counts_RN, optimize=True)
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return float(values_SN.mean()), float(low), float(high)
