@@ -7,6 +7,7 @@ are measured in the same run: a ratio carries over to another machine, milliseco
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -14,11 +15,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -143,31 +148,156 @@ def bench_imports() -> list[Row]:
 
 # --- A training step --------------------------------------------------------------------------
 
+UNCOUNTED, BLOCKS = 4, 12  # the first steps pay for caches; then blocks of two steps, and one step to end on
+TRAINING_STEPS = UNCOUNTED + 2 * BLOCKS + 1
+# So small a rate changes no weight: every step is taken with the same policy, by both sides.
+FROZEN = {"rl.learning_rate": 1e-12, "rl.steps": TRAINING_STEPS, "rl.checkpoint_every": TRAINING_STEPS}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: wall time, CPU time, and the tokens of its prompts and completions without padding."""
+
+    seconds: float
+    cpu_seconds: float
+    tokens: int
+
+
+class Turns:
+    """Threads of which one runs at a time: whoever calls `hand_over` sleeps until all others had a turn."""
+
+    def __init__(self, count: int):
+        self.waiting, self.changed = deque(range(count)), threading.Condition()
+
+    def run(self, work: list[Callable[[], object]]) -> None:
+        """Run all of `work`, the first one first; the first exception is raised when all have ended."""
+        with ThreadPoolExecutor(len(work)) as pool:
+            futures = [pool.submit(self._take_part, number, one) for number, one in enumerate(work)]
+        for future in futures:
+            future.result()
+
+    def hand_over(self, number: int) -> None:
+        with self.changed:
+            self.waiting.rotate(-1)
+            self.changed.notify_all()
+        self._wait(number)
+
+    def _wait(self, number: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting[0] == number)
+
+    def _take_part(self, number: int, work: Callable[[], object]) -> None:
+        self._wait(number)
+        try:
+            work()
+        finally:
+            with self.changed:
+                self.waiting.remove(number)
+                self.changed.notify_all()
+
+
+def step_clock(turns: Turns, number: int, steps: list[Step]):
+    """A Trainer callback that times whole steps, log and callbacks included, and takes turns between them.
+
+    Trainer 0 begins with one step, then it is two steps each: 0 11 00 11 ... A step that is the first of
+    its kind is the slower one (libraries keep what they prepared for its shapes), so each goes first in turn.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    class StepClock(TrainerCallback):
+        start = None
+
+        def on_step_begin(self, args, state, control, **_):
+            now = (time.perf_counter(), time.process_time(), state.num_input_tokens_seen)
+            if self.start is not None:
+                steps.append(Step(*(after - before for after, before in zip(now, self.start, strict=True))))
+            if state.global_step and (state.global_step + number) % 2:
+                turns.hand_over(number)
+            torch.set_num_threads(1)  # holds for one thread only, and this one is not the main one
+            torch.manual_seed(state.global_step)  # the same rollouts on both sides
+            self.start = (time.perf_counter(), time.process_time(), state.num_input_tokens_seen)
+
+    return StepClock()
+
+
+def constant_reward(completions, **_) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def training_in_turns(profile, method: str, run_dir: Path) -> tuple[list[Step], list[Step]]:
+    """(steps of `train_rl`, steps of TRL's own trainer), one of each in turn.
+
+    The bare GRPOTrainer has the same arguments, prompts and start, a constant reward, and nothing of ours.
+    """
+    # Late: Unsloth rebinds trl.GRPOTrainer.
+    from transformers import PrinterCallback
+    from trl import GRPOTrainer
+
+    from vpo_lab import training
+
+    built = []
+    with patch.object(training, "_train", lambda *arguments: built.append(arguments)):
+        training.train_rl(profile, method, run_dir, seed=0)  # up to the trainer: it trains below
+    [(ours, *rest)] = built
+
+    arguments = copy.copy(ours.args)
+    arguments.output_dir = str(run_dir / f"bare-{method}")
+    bare = GRPOTrainer(
+        model=ours.model,
+        args=arguments,
+        processing_class=ours.processing_class,
+        reward_funcs=constant_reward,
+        train_dataset=ours.train_dataset,
+    )
+    bare.remove_callback(PrinterCallback)
+    turns, steps = Turns(2), ([], [])
+    for number, trainer in enumerate((ours, bare)):
+        trainer.add_callback(step_clock(turns, number, steps[number]))
+    turns.run([lambda: training._train(ours, *rest), bare.train])
+    return steps
+
+
+def ratios(ours: list[float], bare: list[float]) -> list[float]:
+    """Our time over the bare time for each block of two steps: in one of them we went first, in one second."""
+    return [sum(ours[i : i + 2]) / sum(bare[i : i + 2]) for i in range(UNCOUNTED, len(ours) - 1, 2)]
+
 
 def bench_training_step() -> list[Row]:
-    """The share of a tiny training step that scoring, set reward and advantages take."""
+    """A tiny training step beside that of a bare trl.GRPOTrainer, and the share of it that the reward takes."""
     # Heavy, and only needed here.
     from vpo_lab.profiles import get_profile
-    from vpo_lab.training import read_log, train_rl, train_sft
+    from vpo_lab.training import group_size_of, read_log, train_sft
 
-    profile = get_profile("tiny", {"sft.steps": 150, "rl.steps": 15, "rl.checkpoint_every": 15})
-    rows = []
+    profile = get_profile("tiny", {"sft.steps": 150, **FROZEN})
+    rl, rows = profile.rl, []
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         train_sft(profile, Path(folder), seed=0)
         for method in profile.methods:
-            train_rl(profile, method, Path(folder), seed=0)
-            log = read_log(Path(folder) / method)[3:]  # the first steps pay for caches
+            ours, bare = training_in_turns(profile, method, Path(folder))
+            if [step.tokens for step in ours] != [step.tokens for step in bare]:
+                raise RuntimeError(f"{method}: the two trainers sampled different rollouts, their times do not compare")
+            cpu = sorted(ratios([step.cpu_seconds for step in ours], [step.cpu_seconds for step in bare]))
+            wall = statistics.median(ratios([step.seconds for step in ours], [step.seconds for step in bare]))
+            speed, bare_speed = (
+                statistics.median(step.tokens / step.seconds for step in steps[UNCOUNTED:]) for steps in (ours, bare)
+            )
+            log = read_log(Path(folder) / method)[UNCOUNTED:]
             share = statistics.median(entry["reward_seconds"] / entry["step_time"] for entry in log)
             seconds = statistics.median(entry["step_time"] for entry in log)
-            size = f"B={profile.rl.rollouts} G={profile.rl.group_size} K={profile.rl.weight_draws}"
-            rows.append(
-                Row(f"reward share of a {method} step", size, 100 * share, "%", f"of {seconds:.2f} s; aim: below 1%")
-            )
+            group_size = group_size_of(profile, method)
+            size = f"B={rl.rollouts // rl.group_size * group_size} G={group_size} K={rl.weight_draws}"
+            note = f"CPU time per token, {cpu[0]:.2f} to {cpu[-1]:.2f}; wall {wall:.2f}; same tokens; aim: at most 1.03"
+            rows += [
+                Row(f"{method} training", size, speed, "tokens/s", f"bare TRL: {bare_speed:,.0f}; without padding"),
+                Row(f"{method} step / bare TRL step", size, statistics.median(cpu), "x", note),
+                Row(f"reward share of a {method} step", size, 100 * share, "%", f"of {seconds:.2f} s; aim: below 1%"),
+            ]
     return rows
 
 
 def bench() -> list[Row]:
-    """Every figure, in the order of the table. About half a minute on one CPU core."""
+    """Every figure, in the order of the table. Under two minutes on one CPU core."""
     return [*bench_scorer(), *bench_rewards(), *bench_imports(), *bench_training_step()]
 
 

@@ -73,12 +73,22 @@ def experiment(
 @app.command()
 def figures(
     results: Annotated[str, typer.Option(help="A run folder or a folder of saved results.")] = "results/tiny",
+    experiment: Annotated[
+        str, typer.Option(help="CSV files of an experiment, if there are any.")
+    ] = "results/experiment",
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
-    """Draw the figures from saved results, without training."""
-    from vpo_lab.report import draw_figures
+    """Draw the figures from saved results, without training; write the tables of results/README.md."""
+    from vpo_lab.report import draw_experiment_figures, draw_figures, read_tables, update_results_page
 
-    for path in draw_figures(Path(results), Path(out)):
+    paths = draw_figures(Path(results), Path(out))
+    if Path(experiment).is_dir():
+        paths += draw_experiment_figures(Path(experiment), Path(out))
+        page = Path(experiment).parent / "README.md"
+        if page.exists():
+            update_results_page(page, read_tables(Path(experiment)))
+            paths.append(page)
+    for path in paths:
         print(path)
 
 

@@ -24,12 +24,12 @@ import numpy as np
 from vpo_lab.errors import LabError
 from vpo_lab.evaluation import Pool, at_k, evaluate, metrics_of, pool_path
 from vpo_lab.metrics import distinct_share, objective_collinearity, reward_diversity
-from vpo_lab.profiles import Profile, get_profile
+from vpo_lab.profiles import PROFILES, Profile, get_profile
 from vpo_lab.progress import duration
 from vpo_lab.storage import read_json, write_bytes, write_json
 from vpo_lab.training import LOG, POLICY, group_size_of, read_log, train_rl, train_sft
 
-WORLDS = ("tiny", "maze")  # the profiles, each with a world of its own
+WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
 YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo")  # what every variant is compared with
@@ -66,9 +66,9 @@ VARIANTS = {
     "pool8": _ablation("vpo_pool", WORLDS, pool=8),
     # Chains of another length need a start that has seen them; G x M, the answers of a group, stays about 24.
     "sft_m2": _ablation("sft", candidates=2),
-    "m2": _ablation(start="sft_m2", candidates=2, group_size=12, rollouts=192),
+    "m2": _ablation(start="sft_m2", candidates=2, group_size=12, rollouts=96),
     "sft_m5": _ablation("sft", candidates=5),
-    "m5": _ablation(start="sft_m5", candidates=5, group_size=5, rollouts=80),
+    "m5": _ablation(start="sft_m5", candidates=5, group_size=5, rollouts=40),
     "k1": _ablation(weight_draws=1),
     "k8": _ablation(weight_draws=8),
     "alpha0.3": _ablation(worlds=WORLDS, alpha=0.3),
@@ -119,6 +119,8 @@ class Job:
         """Train or resume it, then sample its pools."""
         profile, method = self.profile, VARIANTS[self.variant].method
         settings = {"method": method, **json.loads(json.dumps(asdict(profile)))}
+        if self.start is None:  # how others go on from it is no matter to a start
+            settings["rl"] = {"candidates": profile.rl.candidates}
         kept = self.folder / self.variant / "settings.json"
         if kept.exists() and read_json(kept) != settings:
             raise LabError(f"{kept.parent} was made with other settings: delete it, or choose another --folder")
@@ -135,9 +137,10 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
     """The jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
 
     Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
+    A world besides WORLDS may be any profile: it then runs every variant that is asked for.
     """
     worlds, variants, seeds = list(worlds) or list(WORLDS), list(variants) or list(VARIANTS), list(seeds)
-    for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, WORLDS)):
+    for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, PROFILES)):
         for name in names:
             if name not in known:
                 raise LabError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
@@ -147,7 +150,7 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
             for world in worlds:
                 for name in variants:
                     variant = VARIANTS[name]
-                    wanted = world in variant.worlds and (seeds or seed < variant.seeds)
+                    wanted = (world in variant.worlds or world not in WORLDS) and (seeds or seed < variant.seeds)
                     if wanted and (variant.seeds < SEEDS) == ablations:
                         job = Job(root, world, name, seed)
                         jobs.update({job.start: None} if job.start else {})
@@ -257,10 +260,11 @@ PROFILED = ("set_reward", "mean_reward", "best_of_rollout", "best_of_group", "di
 
 
 def collect(jobs: list[Job], out: Path) -> list[Path]:
-    """Write what the finished jobs say: runs.csv, budgets.csv, curves.csv and intervals.csv.
+    """Write what the finished jobs say: runs.csv, budgets.csv, curves.csv, intervals.csv, examples.json.
 
     One row per job; per job and budget; per job and logged step (means over 10 steps); and per
-    variant and budget, with 95% intervals over seeds and requests. Returns the paths.
+    variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
+    a few requests. Returns the paths.
     """
     done = [job for job in jobs if job.is_done]
     runs, budgets, curves = [], [], []
@@ -280,8 +284,9 @@ def collect(jobs: list[Job], out: Path) -> list[Path]:
                     values.setdefault((job.world, name, metric, k), {})[job.seed] = values_N
                     row[metric] = round(float(values_N.mean()), 5)
                 budgets.append(row)
+    write_json(out / "examples.json", _examples(done))
     tables = {"runs": runs, "budgets": budgets, "curves": curves, "intervals": _intervals(values)}
-    paths = []
+    paths = [out / "examples.json"]
     for name, rows in tables.items():
         if rows:
             text = io.StringIO()
@@ -292,6 +297,20 @@ def collect(jobs: list[Job], out: Path) -> list[Path]:
             paths.append(out / f"{name}.csv")
             write_bytes(paths[-1], text.getvalue().encode())
     return paths
+
+
+def _examples(jobs: list[Job], requests: int = 4, size: int = 3) -> dict:
+    """world -> requests with the first set of each main variant's lowest seed: what a figure can draw."""
+    examples: dict[str, dict[str, dict]] = {}
+    for job in sorted(jobs, key=lambda job: job.seed):
+        for name in job.pools if VARIANTS[job.variant].seeds == SEEDS else ():
+            pool = Pool.load(pool_path(job.folder, name))
+            rewards_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+            for n in range(min(requests, len(pool.ids))):
+                sets = examples.setdefault(job.world, {}).setdefault(pool.ids[n], {})
+                answers = [answer for chain in pool.answers[n] for answer in chain][:size]
+                sets.setdefault(name, {"answers": answers, "rewards": rewards_NnD[n, :size].round(4).tolist()})
+    return examples
 
 
 def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
@@ -305,6 +324,7 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
     if job.start is not None:
         rollouts = profile.rl.rollouts // profile.rl.group_size * group_size_of(profile, method)
         trained = {
+            "minutes": round(sum(e["step_time"] for e in log) / 60, 2),
             "generated_tokens": round(sum(e["completions/mean_length"] for e in log) * rollouts),
             "entropy": round(float(np.mean([e["entropy"] for e in log[-20:]])), 4),
         }
@@ -312,7 +332,6 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
         "method": method,
         "m": pool.m,
         "steps": log[-1]["step"],
-        "minutes": round(sum(e.get("step_time", 0.0) for e in log) / 60, 2),
         **trained,
         "distinct_answers": round(float(np.mean([distinct_share(texts) for texts in texts_N])), 4),
         "reward_diversity": round(float(np.mean(reward_diversity(flat_NnD))), 4),

@@ -15,6 +15,7 @@ import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.scalarization import winners
+from vpo_lab.tasks.maze import MOVES, OBJECTIVES, Maze, parse_maze, score, walk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,15 +28,47 @@ METHOD_STYLE = {  # colour, marker, line: each alone tells the methods apart, in
     "sft_chain": ("#CC79A7", "D", "--"),
     "grpo": ("#D55E00", "^", "-"),
     "vpo": ("#0072B2", "o", "-"),
+    "vpo_pool": ("#000070", "*", (0, (7, 1.5))),
+    "max_at_k": ("#704010", "<", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
     "multi_rlvr": ("#009E73", "v", "-."),
-    "random_weights": ("#E69F00", "P", "-."),
-    "gdpo": ("#56B4E9", "X", "-."),
+    "random_weights": ("#E69F00", "P", (0, (1, 1))),
+    "gdpo": ("#56B4E9", "X", (0, (3, 2))),
+    "goal_conditioned": ("#8F60FF", "p", (0, (6, 2, 2, 2))),
+    "maxrl": ("#A8A850", ">", (0, (2, 1))),
+    "best_of_set": ("#3333FF", "d", (0, (1, 2.5))),
 }
-METHOD_LABEL = {"sft": "SFT", "sft_chain": "SFT chains", "grpo": "GRPO", "vpo": "VPO"}
+METHOD_LABEL = {
+    "sft": "SFT",
+    "sft_chain": "SFT chains",
+    "grpo": "GRPO",
+    "gdpo": "GDPO",
+    "maxrl": "MaxRL",
+    "max_at_k": "max@k",
+    "multi_rlvr": "Multi-RLVR",
+    "random_weights": "random weights",
+    "goal_conditioned": "goal-conditioned",
+    "best_of_set": "best of set",
+    "vpo": "VPO",
+    "vpo_pool": "VPO pool",
+}
+SETTING_LABEL = {  # VPO with one thing changed, as `vpo-lab experiment` names them
+    "set_credit": "credit per set",
+    "pool8": "pool of 8 chains",
+    "m2": "M = 2 answers",
+    "m5": "M = 5 answers",
+    "k1": "K = 1 weighting",
+    "k8": "K = 8 weightings",
+    "alpha0.3": "α = 0.3",
+    "alpha3": "α = 3",
+    "diversity0.1": "diversity bonus 0.1",
+    "temperature0.7": "temperature 0.7",
+    "temperature1.3": "temperature 1.3",
+}
 METRIC_LABEL = {
     "best": "best@k: mean of the objectives",
     "pass": "pass@k: every objective right",
     "eum": "expected utility of k candidates",
+    "hypervolume": "share of the best possible hypervolume",
 }
 LOG_LABEL = {
     "set_reward": "set reward R(S)",
@@ -104,12 +137,12 @@ def _axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float 
 
 def method_style(name: str) -> dict:
     """Colour, marker and line of a method, always the same; a method of your own gets black."""
-    color, marker, line = METHOD_STYLE.get(name, ("#000000", "*", "-"))
+    color, marker, line = METHOD_STYLE.get(name, ("#000000", "8", "-"))
     return {"color": color, "marker": marker, "linestyle": line}
 
 
 def _label(name: str) -> str:
-    return METHOD_LABEL.get(name, name)
+    return METHOD_LABEL.get(name) or SETTING_LABEL.get(name, name)
 
 
 def candidate_color(number: int) -> str:
@@ -139,7 +172,10 @@ def spread(positions: Sequence[float], gap: float) -> np.ndarray:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write each line's name at its right end: (y, text, colour), moved apart where they would overlap."""
+    """Write each line's name at its right end: (y, text, colour), moved apart where they would overlap.
+
+    A thin line leads from a line's end to its name, so that the colour is not needed to find it.
+    """
     ends = [end for end in ends if np.isfinite(end[0])]
     if not ends:
         return
@@ -147,10 +183,12 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     rows = axes.get_subplotspec().get_gridspec().nrows
     inches = 0.74 * axes.figure.get_figheight() / rows
     heights = spread([(y - low) / (high - low) for y, _, _ in ends], gap=0.185 / inches)
-    for height, (_, text, color) in zip(heights, ends, strict=True):
+    for height, (y, text, color) in zip(heights, ends, strict=True):
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
         axes.annotate(
-            text, (1.015, height), xycoords="axes fraction", color=color, va="center", ha="left", annotation_clip=False,
-            fontsize=10, fontweight="bold",
+            text, (0.985, (y - low) / (high - low)), xycoords="axes fraction", xytext=(1.035, height),
+            textcoords="axes fraction", color=color, va="center", ha="left", annotation_clip=False, fontsize=10,
+            fontweight="bold", arrowprops=leader,
         )  # fmt: skip
 
 
@@ -161,12 +199,14 @@ def _log2_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _band(axes: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], name: str) -> tuple[float, str, str]:
-    """A method's line and its interval; returns its end for `_label_ends`."""
+def _band(
+    axes: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], name: str, every: int = 1
+) -> tuple[float, str, str]:
+    """A method's line, a marker at `every` so many points, and its interval; returns its end for `_label_ends`."""
     mean, low, high = np.array(intervals, dtype=float).T
     style = method_style(name)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0, antialiased=False)
-    axes.plot(x, mean, **style)
+    axes.plot(x, mean, **style, markevery=every)
     return float(mean[-1]), _label(name), style["color"]
 
 
@@ -236,8 +276,13 @@ def _subject(summary: dict) -> str:
 def tokens_curve(summary: dict, metric: str = "best") -> Figure:
     """The same metric against the tokens that the budget costs: chains are longer, so k alone flatters them."""
     _check_metric(metric)
-    budgets = _budgets(summary)
     figure, (axes,) = _axes(width=6.2, height=3.8)
+    _draw_tokens(axes, summary, metric)
+    return figure
+
+
+def _draw_tokens(axes: Axes, summary: dict, metric: str) -> None:
+    budgets = _budgets(summary)
     ends, spent = [], []
     for name, method in summary["methods"].items():
         tokens = [max(method["k"][str(k)]["tokens"], 1e-9) for k in budgets]
@@ -247,7 +292,6 @@ def tokens_curve(summary: dict, metric: str = "best") -> Figure:
     _plain_powers(axes, spent)
     axes.set_title(METRIC_LABEL[metric])
     _label_ends(axes, ends)
-    return figure
 
 
 def _plain_powers(axes: Axes, values: Sequence[float]) -> None:
@@ -256,6 +300,96 @@ def _plain_powers(axes: Axes, values: Sequence[float]) -> None:
     low, high = axes.get_xlim()
     powers = powers[(powers >= low) & (powers <= high)]
     axes.set_xticks(powers, [f"{power:g}" for power in powers])
+
+
+@_styled
+def worlds(panels: Mapping[str, tuple[dict, str]], subject: str = "") -> Figure:
+    """Worlds side by side: what to call each -> (its summary, the metric that counts there)."""
+    if not panels:
+        raise LabError("no world to draw: give at least one summary and its metric")
+    figure, axes = _axes(len(panels), width=max(5.4 * len(panels), 6.4), height=4.2)
+    for one, (name, (summary, metric)) in zip(axes, panels.items(), strict=True):
+        _check_metric(metric)
+        _draw_budget(one, summary, metric)
+        one.set_title(f"{name}\n{METRIC_LABEL[metric]}")
+    if subject:
+        figure.suptitle(subject, x=0.01, ha="left", fontsize=10, color="#555555")
+    return figure
+
+
+@_styled
+def budget_grid(summary: dict, metrics: Sequence[str]) -> Figure:
+    """Every metric against the candidates k (above) and against the tokens they cost (below)."""
+    figure, panels = _axes(len(metrics), 2, width=5.5 * len(metrics), height=7.8)
+    for column, metric in enumerate(metrics):
+        _check_metric(metric)
+        _draw_budget(panels[column], summary, metric)
+        _draw_tokens(panels[len(metrics) + column], summary, metric)
+    return figure
+
+
+FOREST_MARKERS = (("o", "white"), ("D", None), ("s", "white"), ("^", None))  # one for each budget; None: filled
+
+
+@_styled
+def forest(
+    groups: Mapping[str, Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]], metrics: Sequence[str], other: str
+) -> Figure:
+    """Paired differences of many variants to one other, grouped: a dot and an interval for each budget.
+
+    groups: heading -> variant -> metric -> k -> [mean, low, high] of the difference; what is missing
+    stays empty. `other`: whom they are compared with, the line at 0.
+    """
+    rows = [row for group, variants in groups.items() for row in ((group, ""), *((group, name) for name in variants))]
+    if not any(name for _, name in rows):
+        raise LabError("no variant to compare: the forest is empty")
+    budgets = sorted({k for group in groups.values() for by in group.values() for m in metrics for k in by.get(m, {})})
+    width, height = 2.0 + 3.9 * len(metrics), 1.5 + 0.3 * len(rows)
+    figure, panels = _axes(len(metrics), width=width, height=height)
+    for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
+        _check_metric(metric)
+        for y, (group, name) in enumerate(rows):
+            for number, k in enumerate(budgets):
+                if name and k in groups[group][name].get(metric, {}):
+                    _forest_dot(axes, groups[group][name][metric][k], y, number, len(budgets), name)
+        axes.axvline(0, color="#222222", linewidth=1)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), [_forest_name(name, group) if column == 0 else "" for group, name in rows])
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        for y, (_, name) in enumerate(rows):
+            if not name:
+                axes.axhline(y, color="#F2F2F2", linewidth=14, zorder=0)
+        axes.set_title(METRIC_LABEL[metric])
+        axes.set_xlabel(f"difference to {_label(other)}")
+    for label, (_, name) in zip(panels[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if name else "bold")
+    _forest_legend(figure, budgets)
+    return figure
+
+
+def _forest_name(name: str, group: str) -> str:
+    return _label(name) if name else group
+
+
+def _forest_dot(axes: Axes, interval: Sequence[float], row: int, number: int, budgets: int, name: str) -> None:
+    mean, low, high = interval
+    marker, face = FOREST_MARKERS[number % len(FOREST_MARKERS)]
+    color = method_style(name)["color"] if name in METHOD_STYLE else "#0072B2"
+    y = row + 0.3 * (number - (budgets - 1) / 2)
+    axes.hlines(y, low, high, color=color, linewidth=1.6)
+    axes.plot([mean], [y], marker=marker, markerfacecolor=face or color, markeredgecolor=color, linestyle="")
+
+
+def _forest_legend(figure: Figure, budgets: Sequence[int]) -> None:
+    from matplotlib.lines import Line2D
+
+    style = {"color": "#444444", "linestyle": ""}
+    handles = [
+        Line2D([], [], marker=marker, markerfacecolor=face or "#444444", label=f"k = {k}", **style)
+        for k, (marker, face) in zip(budgets, FOREST_MARKERS, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 @_styled
@@ -306,7 +440,7 @@ def paired_differences(summary: dict, metrics: Sequence[str] = ("best", "pass"))
             x = np.array(budgets) * dodge
             axes.vlines(x, low, high, color=style["color"], linewidth=1.6)
             axes.plot(x, mean, **style, alpha=0.9)
-            ends.append((float(mean[-1]), f"− {_label(other)}", style["color"]))
+            ends.append((float(mean[-1]), _label(other), style["color"]))
         axes.axhline(0, color="#222222", linewidth=1)
         _log2_axis(axes, budgets, "k, candidates")
         axes.set_xlim(min(budgets) / 1.25, max(budgets) * 1.25)
@@ -359,6 +493,29 @@ def training_curves(logs: Mapping[str, list[dict]], metrics: Sequence[str], wind
 def collapse(logs: Mapping[str, list[dict]], window: int = 0) -> Figure:
     """How alike a policy's rollouts become while it learns: distinct texts, entropy, best of a group."""
     return _panels(logs, {m: LOG_LABEL[m] for m in ("distinct_rollouts", "entropy", "best_of_group")}, window)
+
+
+@_styled
+def curves_over_seeds(curves: Mapping[str, Mapping[str, np.ndarray]], metrics: Sequence[str]) -> Figure:
+    """Logged metrics against the step, one panel each: the mean over seeds, and the range over seeds as a band.
+
+    curves: method -> {"step": (n,), metric: (n, 3) of mean, least, most}; a method without a metric is left out.
+    """
+    if not curves:
+        raise LabError("no curves to draw: give at least one method")
+    figure, panels = _axes(len(metrics), width=4.9 * len(metrics), height=4.0)
+    for axes, metric in zip(panels, metrics, strict=True):
+        ends = []
+        for name, curve in curves.items():
+            if metric in curve:
+                steps, bands = curve["step"], np.asarray(curve[metric], dtype=float)
+                smoothed = np.column_stack([smooth(column, len(steps) // 15) for column in bands.T])
+                ends.append(_band(axes, steps, smoothed, name, every=max(1, len(steps) // 6)))
+        axes.set_title(LOG_LABEL.get(metric, metric))
+        axes.set_xlabel("step")
+        axes.margins(x=0.02)
+        _label_ends(axes, ends)
+    return figure
 
 
 def _panels(logs: Mapping[str, list[dict]], titles: Mapping[str, str], window: int) -> Figure:
@@ -695,3 +852,110 @@ def pareto_3d(
     labels = objectives or [f"objective {d}" for d in range(max(dims) + 1)]
     axes = {f"{axis}axis_title": labels[d] for axis, d in zip("xyz", dims, strict=True)}
     return figure.update_layout(scene=axes, template="plotly_white", margin={"l": 0, "r": 0, "t": 20, "b": 0})
+
+
+# --- The maze -------------------------------------------------------------------------------------
+
+MAZE_CELLS = {  # what lies there: cell colour, marker, marker colour
+    "start": ("#FFFFFF", "s", "#444444"),
+    "exit": ("#FFFFFF", "X", "#222222"),
+    "gold": ("#FBE7B2", "o", "#C98A00"),
+    "diamond": ("#D3EAF7", "D", "#3A8DC0"),
+    "lava": ("#F3C1A9", "^", "#B8431A"),
+}
+
+
+@_styled
+def maze_paths(
+    gold: str,
+    paths: Sequence[str],
+    rewards_n4: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """A maze, walks through it side by side in the candidates' colours, and what each earns.
+
+    gold: the drawing; paths: answers in arrows, one that is no walk is listed and not drawn; rewards
+    (n, 4), scored here if left out.
+    """
+    maze = parse_maze(gold)
+    names = _names(names, len(paths))
+    if rewards_n4 is None and paths:
+        rewards_n4 = np.stack([score(path, gold) for path in paths])
+    rewards_n4 = _vectors(rewards_n4, len(OBJECTIVES)) if paths else np.zeros((0, len(OBJECTIVES)))
+    _names(names, len(rewards_n4))
+    side, moves = 0.62 * maze.size, 0.5 + 0.14 * maze.budget
+    listed = 0.1 * max([4, *map(len, names)]) + moves + 0.95 * len(OBJECTIVES)
+    figure, (grid, table) = _axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
+    grid.get_gridspec().set_width_ratios([side, listed])
+    _draw_maze(grid, maze)
+    for number, path in enumerate(paths):
+        _draw_walk(grid, maze, path, number, len(paths))
+    texts = [_moves(maze, path) for path in paths]
+    _list_walks(table, texts, names, rewards_n4, moves / listed)
+    return figure
+
+
+def _draw_maze(axes: Axes, maze: Maze) -> None:
+    """The cells with what lies in them, and a legend below."""
+    from matplotlib.patches import Rectangle
+
+    kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
+    for row, column in np.ndindex(maze.size, maze.size):
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="#F4F4F4", edgecolor="white", linewidth=2))
+    for kind, cells in kinds.items():
+        face, marker, color = MAZE_CELLS[kind]
+        for row, column in cells:
+            style = {"facecolor": face, "edgecolor": "white", "linewidth": 2}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="////" if kind == "lava" else "", **style))
+        rows, columns = np.array(sorted(cells)).reshape(-1, 2).T
+        size = (2400 if kind == "exit" else 1600) / maze.size
+        axes.scatter(columns, rows, s=size, marker=marker, color=color, alpha=0.8, linewidths=0, label=kind, zorder=2)
+    axes.set_xlim(-0.5, maze.size - 0.5)
+    axes.set_ylim(maze.size - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize=9, handletextpad=0.1,
+                         columnspacing=0.9)  # fmt: skip
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])
+
+
+def _draw_walk(axes: Axes, maze: Maze, path: str, number: int, walks: int) -> None:
+    """A line through the cells of a walk, on a lane of its own, with an arrow at its end."""
+    from matplotlib.patheffects import withStroke
+
+    cells = walk(maze, path)
+    if cells is None or len(cells) < 2:
+        return
+    lane = min(0.13, 0.62 / walks) * (number - (walks - 1) / 2)
+    y, x = np.array(cells, dtype=float).T + lane
+    color = candidate_color(number)
+    halo = [withStroke(linewidth=4, foreground="white")]
+    axes.plot(x, y, color=color, linewidth=2.2, zorder=3, path_effects=halo, solid_joinstyle="round")
+    arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 2.2, "mutation_scale": 15, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (x[-1], y[-1]), xytext=(x[-2], y[-2]), arrowprops=arrow, zorder=4)
+
+
+def _moves(maze: Maze, path: str) -> str:
+    """What stands for a walk in the list: its moves, or why there is no walk."""
+    arrows = "".join(path.split())
+    if not arrows or not set(arrows) <= MOVES.keys():
+        return "no walk"
+    return arrows if walk(maze, path) else "leaves the grid"
+
+
+def _list_walks(axes: Axes, texts: Sequence[str], names: Sequence[str], rewards_nD: np.ndarray, moves: float) -> None:
+    """Beside the maze: every walk's name and moves in its colour, and its reward vector."""
+    axes.axis("off")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(axes.figure.get_figheight() / 0.36 - 1.6, -1)  # rows of 0.36 inches, from the top
+    first = 0.02 + 0.022 * max(map(len, names), default=0)
+    columns = np.linspace(first + moves, 0.95, len(OBJECTIVES))
+    for x, objective in zip(columns, OBJECTIVES, strict=True):
+        axes.text(x, -0.4, objective.replace("_", " "), ha="center", va="center", fontsize=9.5, color="#444444")
+    for row, (text, name) in enumerate(zip(texts, names, strict=True)):
+        style = {"va": "center", "color": candidate_color(row), "fontweight": "bold"}
+        axes.text(0, row + 0.4, name, **style)
+        axes.text(first, row + 0.4, text, **style)
+        for x, value in zip(columns, rewards_nD[row], strict=True):
+            axes.text(x, row + 0.4, f"{value:.2f}", ha="center", va="center")
