@@ -1,7 +1,8 @@
 """How fast the parts are that run at every step: `python -m vpo_lab.bench [--json FILE]`.
 
-Each figure is the median of 5 runs after one that is not counted. Where a comparison helps, both sides
-are measured in the same run: a ratio carries over to another machine, milliseconds do not.
+Each figure is the median of 5 runs after one that is not counted; those of training are medians over
+its steps. Where a comparison helps, both sides are measured in the same run: a ratio carries over to
+another machine, milliseconds do not.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def bench_imports() -> list[Row]:
 
 # --- A training step --------------------------------------------------------------------------
 
-UNCOUNTED, BLOCKS = 4, 12  # the first steps pay for caches; then blocks of two steps, and one step to end on
+UNCOUNTED, BLOCKS = 4, 6  # the first steps pay for caches; then blocks of two steps, and one step to end on
 TRAINING_STEPS = UNCOUNTED + 2 * BLOCKS + 1
 # So small a rate changes no weight: every step is taken with the same policy, by both sides.
 FROZEN = {"rl.learning_rate": 1e-12, "rl.steps": TRAINING_STEPS, "rl.checkpoint_every": TRAINING_STEPS}
@@ -199,8 +200,8 @@ class Turns:
 def step_clock(turns: Turns, number: int, steps: list[Step]):
     """A Trainer callback that times whole steps, log and callbacks included, and takes turns between them.
 
-    Trainer 0 begins with one step, then it is two steps each: 0 11 00 11 ... A step that is the first of
-    its kind is the slower one (libraries keep what they prepared for its shapes), so each goes first in turn.
+    Trainer 0 begins with one step, then it is two steps each, 0 11 00 11 ...: being the first to take a
+    step can cost something by itself, so each is the first in every other one.
     """
     import torch
     from transformers import TrainerCallback
@@ -225,10 +226,12 @@ def constant_reward(completions, **_) -> list[float]:
     return [0.0] * len(completions)
 
 
-def training_in_turns(profile, method: str, run_dir: Path) -> tuple[list[Step], list[Step]]:
-    """(steps of `train_rl`, steps of TRL's own trainer), one of each in turn.
+def training_in_turns(
+    profile, method: str, run_dir: Path, *, name: str, ours_first: bool
+) -> tuple[list[Step], list[Step]]:
+    """(steps of `train_rl` as the stage `name`, steps of TRL's own trainer), a few of each in turn.
 
-    The bare GRPOTrainer has the same arguments, prompts and start, a constant reward, and nothing of ours.
+    The bare GRPOTrainer has the same arguments, prompts and policy, a constant reward, and nothing of ours.
     """
     # Late: Unsloth rebinds trl.GRPOTrainer.
     from transformers import PrinterCallback
@@ -238,12 +241,12 @@ def training_in_turns(profile, method: str, run_dir: Path) -> tuple[list[Step], 
 
     built = []
     with patch.object(training, "_train", lambda *arguments: built.append(arguments)):
-        training.train_rl(profile, method, run_dir, seed=0)  # up to the trainer: it trains below
+        training.train_rl(profile, method, run_dir, seed=0, name=name)  # up to the trainer: it trains below
     [(ours, *rest)] = built
-
     arguments = copy.copy(ours.args)
-    arguments.output_dir = str(run_dir / f"bare-{method}")
+    arguments.output_dir = str(run_dir / f"{name}-bare")
     bare = GRPOTrainer(
+        # The same object: one policy for both, and nothing depends on where its weights lie in memory.
         model=ours.model,
         args=arguments,
         processing_class=ours.processing_class,
@@ -251,10 +254,13 @@ def training_in_turns(profile, method: str, run_dir: Path) -> tuple[list[Step], 
         train_dataset=ours.train_dataset,
     )
     bare.remove_callback(PrinterCallback)
+    work = [lambda: training._train(ours, *rest), bare.train]
     turns, steps = Turns(2), ([], [])
-    for number, trainer in enumerate((ours, bare)):
-        trainer.add_callback(step_clock(turns, number, steps[number]))
-    turns.run([lambda: training._train(ours, *rest), bare.train])
+    for number, trainer in enumerate((ours, bare) if ours_first else (bare, ours)):
+        trainer.add_callback(step_clock(turns, number, steps[trainer is bare]))
+    turns.run(work if ours_first else work[::-1])
+    if [step.tokens for step in steps[0]] != [step.tokens for step in steps[1]]:
+        raise RuntimeError(f"{method}: the two trainers sampled different rollouts, their times do not compare")
     return steps
 
 
@@ -274,23 +280,30 @@ def bench_training_step() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         train_sft(profile, Path(folder), seed=0)
         for method in profile.methods:
-            ours, bare = training_in_turns(profile, method, Path(folder))
-            if [step.tokens for step in ours] != [step.tokens for step in bare]:
-                raise RuntimeError(f"{method}: the two trainers sampled different rollouts, their times do not compare")
-            cpu = sorted(ratios([step.cpu_seconds for step in ours], [step.cpu_seconds for step in bare]))
-            wall = statistics.median(ratios([step.seconds for step in ours], [step.seconds for step in bare]))
-            speed, bare_speed = (
-                statistics.median(step.tokens / step.seconds for step in steps[UNCOUNTED:]) for steps in (ours, bare)
-            )
-            log = read_log(Path(folder) / method)[UNCOUNTED:]
+            speeds, cpu, wall, log = ([], []), [], [], []
+            # Twice, with either side as the first to start: runs differ by a percent or two as a whole.
+            for ours_first in (True, False):
+                name = f"{method}-{ours_first}"
+                sides = training_in_turns(profile, method, Path(folder), name=name, ours_first=ours_first)
+                cpu.append(ratios(*([step.cpu_seconds for step in steps] for steps in sides)))
+                wall.append(ratios(*([step.seconds for step in steps] for steps in sides)))
+                log += read_log(Path(folder) / name)[UNCOUNTED:]
+                for speed, steps in zip(speeds, sides, strict=True):
+                    speed += [step.tokens / step.seconds for step in steps[UNCOUNTED:]]
+            ours, bare = map(statistics.median, speeds)
+            cpu_runs, wall_runs = ([statistics.median(run) for run in runs] for runs in (cpu, wall))
+            blocks = sorted(cpu[0] + cpu[1])
             share = statistics.median(entry["reward_seconds"] / entry["step_time"] for entry in log)
             seconds = statistics.median(entry["step_time"] for entry in log)
             group_size = group_size_of(profile, method)
             size = f"B={rl.rollouts // rl.group_size * group_size} G={group_size} K={rl.weight_draws}"
-            note = f"CPU time per token, {cpu[0]:.2f} to {cpu[-1]:.2f}; wall {wall:.2f}; same tokens; aim: at most 1.03"
+            note = (
+                f"CPU time per token, the same tokens; {cpu_runs[0]:.3f} started first, {cpu_runs[1]:.3f} second; "
+                f"{blocks[0]:.2f} to {blocks[-1]:.2f}; wall time {statistics.mean(wall_runs):.2f}; aim: at most 1.03"
+            )
             rows += [
-                Row(f"{method} training", size, speed, "tokens/s", f"bare TRL: {bare_speed:,.0f}; without padding"),
-                Row(f"{method} step / bare TRL step", size, statistics.median(cpu), "x", note),
+                Row(f"{method} training", size, ours, "tokens/s", f"bare TRL: {bare:,.0f}; without padding"),
+                Row(f"{method} step / bare TRL step", size, statistics.mean(cpu_runs), "x", note),
                 Row(f"reward share of a {method} step", size, 100 * share, "%", f"of {seconds:.2f} s; aim: below 1%"),
             ]
     return rows

@@ -55,8 +55,8 @@ def experiment(
     workers: Annotated[int, typer.Option(help="Trainings at a time; 0: one per core.")] = 0,
     collect_only: Annotated[bool, typer.Option(help="Train nothing, write the CSV files of what is done.")] = False,
 ) -> None:
-    """Train methods x seeds x worlds, resumable; write results/experiment/*.csv."""
-    from vpo_lab.experiment import collect, plan, run_experiment
+    """Train methods x seeds x worlds, resumable; write all that is done below the folder to CSV files."""
+    from vpo_lab.experiment import collect, finished, plan, run_experiment
 
     jobs = plan(Path(folder), worlds or [], variants or [], seeds or [])
     try:
@@ -64,7 +64,7 @@ def experiment(
     except KeyboardInterrupt:
         print("stopped; the same command continues where it was", file=sys.stderr)
         raise typer.Exit(130) from None
-    for path in collect(jobs, Path(out)):
+    for path in collect(finished(Path(folder)), Path(out)):
         print(path)
     if undone:
         raise LabError(f"{len(undone)} jobs failed, first {undone[0].folder / undone[0].variant / 'job.log'}: read it")

@@ -26,12 +26,13 @@ from vpo_lab.evaluation import Pool, at_k, evaluate, metrics_of, pool_path
 from vpo_lab.metrics import distinct_share, objective_collinearity, reward_diversity
 from vpo_lab.profiles import PROFILES, Profile, get_profile
 from vpo_lab.progress import duration
-from vpo_lab.storage import read_json, write_bytes, write_json
+from vpo_lab.storage import only_one_in, read_json, write_bytes, write_json
 from vpo_lab.training import LOG, POLICY, group_size_of, read_log, train_rl, train_sft
 
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
+SETTINGS = "settings.json"
 YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo")  # what every variant is compared with
 
 
@@ -59,9 +60,9 @@ VARIANTS = {
     "gdpo": Variant("gdpo"),
     "multi_rlvr": Variant("multi_rlvr"),
     "random_weights": Variant("random_weights"),
+    "best_of_set": Variant("best_of_set"),
     "goal_conditioned": _ablation("goal_conditioned", WORLDS),
     "maxrl": _ablation("maxrl", WORLDS),
-    "best_of_set": _ablation("best_of_set", WORLDS),
     "set_credit": _ablation(worlds=WORLDS, credit="set"),
     "pool8": _ablation("vpo_pool", WORLDS, pool=8),
     # Chains of another length need a start that has seen them; G x M, the answers of a group, stays about 24.
@@ -111,26 +112,37 @@ class Job:
         return ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
 
     @property
-    def is_done(self) -> bool:
-        done = [pool_path(self.folder, name).exists() for name in self.pools]
-        return all(done) and (self.folder / self.variant / POLICY).exists()
-
-    def run(self) -> None:
-        """Train or resume it, then sample its pools."""
-        profile, method = self.profile, VARIANTS[self.variant].method
-        settings = {"method": method, **json.loads(json.dumps(asdict(profile)))}
+    def settings(self) -> dict:
+        """What its results depend on."""
+        profile = self.profile
+        settings = {"method": VARIANTS[self.variant].method, **json.loads(json.dumps(asdict(profile)))}
         if self.start is None:  # how others go on from it is no matter to a start
             settings["rl"] = {"candidates": profile.rl.candidates}
-        kept = self.folder / self.variant / "settings.json"
-        if kept.exists() and read_json(kept) != settings:
-            raise LabError(f"{kept.parent} was made with other settings: delete it, or choose another --folder")
-        write_json(kept, settings)
-        if self.start is None:
-            train_sft(profile, self.folder, self.seed, name=self.variant)
-        else:
-            train_rl(profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
-        for name in self.pools:
-            evaluate(profile, name, self.folder, self.seed, method="" if self.start is None else method)
+        return settings
+
+    @property
+    def is_done(self) -> bool:
+        """Are its policy and pools there? LabError if its folder was made with other settings."""
+        stage = self.folder / self.variant
+        if (stage / SETTINGS).exists() and read_json(stage / SETTINGS) != self.settings:
+            raise LabError(f"{stage} was made with other settings: delete it, or choose another --folder")
+        done = [pool_path(self.folder, name).exists() for name in self.pools]
+        return all(done) and (stage / POLICY).exists()
+
+    def run(self) -> None:
+        """Train or resume it, then sample its pools; LabError if another process is at it."""
+        stage, method = self.folder / self.variant, VARIANTS[self.variant].method
+        stage.mkdir(parents=True, exist_ok=True)
+        with only_one_in(stage):  # the child of a killed experiment may still be at work
+            if self.is_done:
+                return
+            write_json(stage / SETTINGS, self.settings)
+            if self.start is None:
+                train_sft(self.profile, self.folder, self.seed, name=self.variant)
+            else:
+                train_rl(self.profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
+            for name in self.pools:
+                evaluate(self.profile, name, self.folder, self.seed, method="" if self.start is None else method)
 
 
 def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
@@ -156,6 +168,14 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
                         jobs.update({job.start: None} if job.start else {})
                         jobs[job] = None
     return list(jobs)
+
+
+def finished(root: Path) -> list[Job]:
+    """All jobs that are done below a folder, by seed and in the order of VARIANTS."""
+    folders = {(path.parent.parent.name, path.parent.name) for path in Path(root).glob("*/seed-*/*/")}
+    seeds = sorted((int(seed.partition("-")[2]), world) for world, seed in folders if seed[5:].isdigit())
+    jobs = [Job(root, world, variant, seed) for seed, world in seeds if world in PROFILES for variant in VARIANTS]
+    return [job for job in jobs if job.is_done]
 
 
 # --- All jobs ---------------------------------------------------------------------------------
@@ -259,14 +279,13 @@ def _progress(job: Job) -> float:
 PROFILED = ("set_reward", "mean_reward", "best_of_rollout", "best_of_group", "distinct_rollouts", "entropy")
 
 
-def collect(jobs: list[Job], out: Path) -> list[Path]:
-    """Write what the finished jobs say: runs.csv, budgets.csv, curves.csv, intervals.csv, examples.json.
+def collect(done: list[Job], out: Path) -> list[Path]:
+    """Write what finished jobs say: runs.csv, budgets.csv, curves.csv, intervals.csv, examples.json.
 
     One row per job; per job and budget; per job and logged step (means over 10 steps); and per
     variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
     a few requests. Returns the paths.
     """
-    done = [job for job in jobs if job.is_done]
     runs, budgets, curves = [], [], []
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
     for job in done:

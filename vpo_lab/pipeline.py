@@ -7,7 +7,6 @@ point continues where it was when it is started again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from vpo_lab.evaluation import pool_names, pool_path
 from vpo_lab.policy import check_backend
 from vpo_lab.profiles import Profile, get_profile
 from vpo_lab.progress import duration
-from vpo_lab.storage import default_run_dir, open_run, read_json, write_bytes
+from vpo_lab.storage import default_run_dir, only_one_in, open_run, read_json, write_bytes
 from vpo_lab.tasks import get_task
 from vpo_lab.training import LOG
 
@@ -135,17 +134,6 @@ def check_parameters(notebook: Path, values: dict) -> None:
             raise LabError(
                 f"parameter {name!r} is not declared by {notebook.name}: it has {', '.join(sorted(declared))}"
             )
-
-
-@contextmanager
-def only_one_in(run: Path) -> Iterator[None]:
-    """Hold the run folder's lock; LabError if another process works in it."""
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LabError(f"run folder {run} is in use by another process: wait for it or stop it") from error
-        yield
 
 
 @contextmanager

@@ -357,6 +357,7 @@ def forest(
         axes.set_yticks(range(len(rows)), [_forest_name(name, group) if column == 0 else "" for group, name in rows])
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=5)
         for y, (_, name) in enumerate(rows):
             if not name:
                 axes.axhline(y, color="#F2F2F2", linewidth=14, zorder=0)
@@ -888,6 +889,7 @@ def maze_paths(
     figure, (grid, table) = _axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
     grid.get_gridspec().set_width_ratios([side, listed])
     _draw_maze(grid, maze)
+    _maze_legend(grid, grid.legend, loc="upper center", bbox_to_anchor=(0.5, 0.0))
     for number, path in enumerate(paths):
         _draw_walk(grid, maze, path, number, len(paths))
     texts = [_moves(maze, path) for path in paths]
@@ -895,8 +897,28 @@ def maze_paths(
     return figure
 
 
+@_styled
+def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
+    """The same maze once for every method, with the set of walks that each answered: method -> answers."""
+    if not sets:
+        raise LabError("no method to draw: give at least one set of answers")
+    maze = parse_maze(gold)
+    columns = min(len(sets), 5)
+    rows, side = -(-len(sets) // columns), 0.5 * maze.size
+    figure, panels = _axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
+    for axes, (name, paths) in zip(panels, sets.items(), strict=False):
+        _draw_maze(axes, maze)
+        for number, path in enumerate(paths):
+            _draw_walk(axes, maze, path, number, len(paths))
+        axes.set_title(_label(name))
+    for axes in panels[len(sets) :]:
+        axes.set_visible(False)
+    _maze_legend(panels[0], figure.legend, loc="outside lower center")
+    return figure
+
+
 def _draw_maze(axes: Axes, maze: Maze) -> None:
-    """The cells with what lies in them, and a legend below."""
+    """The cells with what lies in them."""
     from matplotlib.patches import Rectangle
 
     kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
@@ -914,8 +936,12 @@ def _draw_maze(axes: Axes, maze: Maze) -> None:
     axes.set_ylim(maze.size - 0.5, -0.5)
     axes.set_aspect("equal")
     axes.axis("off")
-    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize=9, handletextpad=0.1,
-                         columnspacing=0.9)  # fmt: skip
+
+
+def _maze_legend(axes: Axes, legend_of: Callable, **place) -> None:
+    """What the marks in the cells mean."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = legend_of(handles, labels, ncols=5, fontsize=9, handletextpad=0.1, columnspacing=0.9, **place)
     for handle in legend.legend_handles:
         handle.set_sizes([60])
 

@@ -323,6 +323,8 @@ def draw_experiment_figures(folder: Path, out: Path) -> list[Path]:
             figures[f"ablations_{world}"] = plots.forest(groups, list(dict.fromkeys(metrics)), "vpo")
     if "maze" in summaries:
         figures["maze_paths"] = _some_maze()
+    if sets := _maze_examples(folder):
+        figures["maze_sets"] = plots.maze_sets(*sets)
     return _save({f"experiment_{name}": figure for name, figure in figures.items()}, out)
 
 
@@ -372,6 +374,17 @@ def _some_maze() -> Figure:
 
     gold = max((row["gold"] for row in get_task("maze").load(None, "test")), key=lambda gold: len(front(gold)))
     return plots.maze_paths(gold, best_paths(gold))
+
+
+def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
+    """The first maze of examples.json, and what the policies answered to it; None if there is none."""
+    path = Path(folder) / "examples.json"
+    examples = read_json(path).get("maze") if path.exists() else None
+    if not examples:
+        return None
+    request, sets = next(iter(examples.items()))
+    golds = {row["id"]: row["gold"] for row in get_task("maze").load(None, "test")}
+    return golds[request], {name: sets[name]["answers"] for name in DRAWN if name in sets}
 
 
 # --- The experiment: the tables of results/README.md ------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import json
 import os
@@ -128,6 +129,17 @@ def open_run(run_dir: str | Path, profile: Profile, seed: int) -> Path:
     else:
         write_json(manifest, mine)
     return run_dir
+
+
+@contextmanager
+def only_one_in(run: Path) -> Iterator[None]:
+    """Hold the run folder's lock; LabError if another process works in it."""
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LabError(f"run folder {run} is in use by another process: wait for it or stop it") from error
+        yield
 
 
 def commit() -> str:

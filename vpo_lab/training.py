@@ -69,6 +69,7 @@ class VectorReward:
         self.task, self.method, self.m, self.group_size, self.seed = task, method, m, group_size, seed
         self.tokenizer = tokenizer
         self.token_advantages: list[np.ndarray] | None = None
+        self.token_lengths: dict[int, int] = {}
         self.reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
     def __call__(
@@ -95,7 +96,7 @@ class VectorReward:
         advantages = method.advantages(rewards_BMD, self.group_size, rng)
         if advantages.ndim == 2:
             self.token_advantages = [
-                row_M[answer_of_tokens(self.tokenizer, ids, text, self.m)]
+                row_M[answer_of_tokens(self.tokenizer, ids, text, self.m, self.token_lengths)]
                 for row_M, ids, text in zip(advantages, completion_ids, completions, strict=True)
             ]
             advantages = advantages.mean(axis=1)  # for TRL's log only
@@ -122,18 +123,22 @@ class VectorReward:
         }
 
 
-def answer_of_tokens(tokenizer, ids: list[int], text: str, m: int) -> np.ndarray:
+def answer_of_tokens(tokenizer, ids: list[int], text: str, m: int, known: dict[int, int] | None = None) -> np.ndarray:
     """Which answer each token of a completion belongs to: (T,) of 0..m-1, by where the token starts.
 
     What closes an answer belongs to it, and what comes before it. Never later than the truth: the
-    baseline of an earlier answer is unbiased for its successors too.
+    baseline of an earlier answer is unbiased for its successors too. `known` remembers the length of
+    every token's text from call to call.
     """
-    lengths = [len(piece) for piece in tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)]
-    if sum(lengths) != len(text):  # a character split between tokens: count it where it is complete
-        starts = [len(tokenizer.decode(ids[:t], skip_special_tokens=True).rstrip("\ufffd")) for t in range(len(ids))]
-    else:
-        starts = np.cumsum([0, *lengths])[: len(ids)]
-    return np.searchsorted(answer_ends(text, m), starts, side="right")
+    known = {} if known is None else known
+    if new := [i for i in dict.fromkeys(ids) if i not in known]:
+        pieces = tokenizer.batch_decode([[i] for i in new], skip_special_tokens=True)
+        known.update(zip(new, map(len, pieces), strict=True))
+    starts = np.cumsum([0, *(known[i] for i in ids)])
+    if starts[-1] != len(text):  # a character split between tokens: count it where it is complete
+        ends = [len(tokenizer.decode(ids[:t], skip_special_tokens=True).rstrip("\ufffd")) for t in range(len(ids))]
+        starts = np.array([*ends, len(text)])
+    return np.searchsorted(answer_ends(text, m), starts[: len(ids)], side="right")
 
 
 # --- Stage 1: SFT warmup ----------------------------------------------------------------------
@@ -289,10 +294,10 @@ def _padded(rows: list[np.ndarray], like):
     """(B, T) float tensor from rows of at most T values, zeros at the right: TRL pads completions there."""
     import torch
 
-    padded = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+    padded = np.zeros(like.shape, dtype=np.float32)
     for row, values in zip(padded, rows, strict=True):
-        row[: len(values)] = torch.as_tensor(values)
-    return padded
+        row[: len(values)] = values
+    return torch.from_numpy(padded).to(like.device)
 
 
 def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int, seed: int):

@@ -12,7 +12,8 @@ import nbformat
 import pytest
 
 from vpo_lab.errors import LabError
-from vpo_lab.pipeline import WAVES, as_committed, check_parameters, only_one_in
+from vpo_lab.pipeline import WAVES, as_committed, check_parameters
+from vpo_lab.storage import only_one_in
 
 NOTEBOOKS = [name for wave in WAVES for name in wave]
 

@@ -9,7 +9,7 @@ import pytest
 from vpo_lab import experiment
 from vpo_lab.errors import LabError
 from vpo_lab.evaluation import Pool, pool_path
-from vpo_lab.experiment import SEEDS, VARIANTS, WORLDS, Job, collect, crossed_bootstrap, plan, run_experiment
+from vpo_lab.experiment import SEEDS, VARIANTS, WORLDS, Job, collect, crossed_bootstrap, finished, plan, run_experiment
 
 
 def test_every_variant_has_a_valid_profile_and_a_start(tmp_path):
@@ -37,7 +37,7 @@ def test_the_plan_has_each_start_before_its_variants_and_whole_seeds_first(tmp_p
 def test_a_part_of_the_plan(tmp_path):
     assert [(j.variant, j.seed) for j in plan(tmp_path, ["tiny"], ["m2"], [7])] == [("sft_m2", 7), ("m2", 7)]
     assert {j.world for j in plan(tmp_path, ["smoke"], ["k1"], [0])} == {"smoke"}
-    with pytest.raises(LabError, match="unknown variant 'vpoo'.*choose from"):
+    with pytest.raises(LabError, match=r"unknown variant 'vpoo'.*choose from"):
         plan(tmp_path, [], ["vpoo"], [])
     with pytest.raises(LabError, match="unknown world"):
         plan(tmp_path, ["mars"], [], [])
@@ -92,8 +92,10 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     for job in jobs:
         shapes = {"sft": (4, 24, 1), "sft_chain": (4, 8, 3), "grpo": (4, 24, 1), "vpo": (4, 8, 3)}
         finish(job, {name: rng.random((*shapes[name], 4)).round(3) for name in job.pools})
-    unfinished = plan(tmp_path / "runs", ["tiny"], ["gdpo"], [0])
-    paths = collect([*jobs, *unfinished], tmp_path / "out")
+    (jobs[0].folder / "gdpo").mkdir()  # begun, not done
+    (tmp_path / "runs" / "notes").mkdir()
+    assert set(finished(tmp_path / "runs")) == set(jobs)
+    paths = collect(finished(tmp_path / "runs"), tmp_path / "out")
     names = ["examples.json", "runs.csv", "budgets.csv", "curves.csv", "intervals.csv"]
     assert [path.name for path in paths] == names
     examples = json.loads(paths[0].read_text())

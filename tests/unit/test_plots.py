@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from vpo_lab import plots
 from vpo_lab.errors import LabError
@@ -86,13 +87,15 @@ def test_pictures_of_results(data, draw):
     assert (pixels[0] == 255).all() and (pixels[..., 3] == 255).all(), "the background is not white"
 
 
-@pytest.mark.parametrize("data", ["close together", "nothing learned"])
+@pytest.mark.parametrize("data", ["close together", "nothing learned", "every method"])
 def test_labels_at_the_ends_of_lines_do_not_overlap(data):
-    figure = plots.headline(SUMMARIES[data])
+    shown = SUMMARIES.get(data) or many()
+    figure = plots.headline(shown)
     drawn(figure)
     for axes in figure.axes:
-        boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
-        assert len(boxes) == 5
+        # Of the words alone: an annotation's own extent holds the line that leads to them.
+        boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+        assert len(boxes) == len(shown["methods"]) + 1
         assert all(low.y1 <= high.y0 + 2 for low, high in pairwise(boxes))
 
 
@@ -117,12 +120,87 @@ def test_a_method_looks_the_same_in_every_picture():
         lambda: plots.reward_vectors(np.ones((2, 3)), "abc", ["only one name"]),
         lambda: plots.advantage_heatmap({"grpo": np.ones(2), "vpo": np.ones(3)}),
         lambda: plots.pareto(np.zeros((0, 2))),
+        lambda: plots.worlds({}),
+        lambda: plots.worlds({"tiny": (summary(), "nonsense")}),
+        lambda: plots.budget_grid(summary(), ["nonsense"]),
+        lambda: plots.forest({}, ["best"], "vpo"),
+        lambda: plots.curves_over_seeds({}, ["entropy"]),
+        lambda: plots.maze_paths("no maze", []),
+        lambda: plots.maze_paths(MAZE, ["→"], np.zeros((2, 4))),
+        lambda: plots.maze_paths(MAZE, ["→"], np.zeros((1, 3))),
+        lambda: plots.maze_sets(MAZE, {}),
     ],
 )
 def test_wrong_input_is_one_clear_line(call):
     with pytest.raises(LabError) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+# --- Several worlds, seeds and settings ---------------------------------------------------------
+
+
+def many(names=tuple(plots.METHOD_STYLE)) -> dict:
+    """A summary of all methods at once, crowded at the end."""
+    return {**summary(), "methods": {name: method(3, (1, 3, 6), 0.5 + 0.001 * i) for i, name in enumerate(names)}}
+
+
+def test_worlds_side_by_side_and_grids():
+    figure = plots.worlds({"tiny": (many(), "best"), "maze": (summary(), "eum")}, "3 seeds")
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["tiny", "maze"]
+    drawn(figure)
+    drawn(plots.worlds({"tiny": (summary(budgets=(1,)), "pass")}))
+    drawn(plots.budget_grid(many(), ["best", "pass", "eum"]))
+
+
+@pytest.mark.parametrize("budgets", [(3,), (3, 24), (1, 3, 6, 24)])
+def test_forest(budgets):
+    interval = {k: [0.01 * k, -0.1, 0.2] for k in budgets}
+    groups = {"one": {"best_of_set": {"best": interval}, "k1": {"best": interval, "eum": {}}}, "two": {"mine": {}}}
+    figure = plots.forest(groups, ["best", "eum"], "vpo")
+    drawn(figure)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["one", "best of set", "K = 1 weighting", "two", "mine"]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 60])
+def test_curves_over_seeds(steps):
+    band = np.linspace(1, 0, steps)[:, None] + [0, -0.1, 0.1]
+    curves = {"grpo": {"step": np.arange(steps), "entropy": band}, "vpo": {"step": np.arange(steps)}}
+    drawn(plots.curves_over_seeds(curves, ["entropy", "distinct_rollouts"]))
+
+
+# --- The maze -----------------------------------------------------------------------------------
+
+MAZE = "🤖⬜🟡\n⬜🔥⬜\n💎⬜🏁"
+WALKS = {
+    "to the exit": ["→→↓↓", "↓↓→→", "→→↓↓"],
+    "there and back": ["→←→→↓↓"],
+    "not far": ["→", " ↓ "],
+    "leaves the grid": ["↑↑"],
+    "no walk": ["", "hello 🤖", "→ and ↓"],
+    "many": ["→→↓↓"] * 12,
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("paths", WALKS.values(), ids=WALKS)
+@pytest.mark.filterwarnings("error")
+def test_walks_through_a_maze(paths):
+    drawn(plots.maze_paths(MAZE, paths))
+    drawn(plots.maze_paths(MAZE, paths, np.full((len(paths), 4), 0.25), [f"path {i}" for i in range(len(paths))]))
+    drawn(plots.maze_sets(MAZE, {"sft": paths, "vpo": paths[:1]}))
+
+
+def test_a_list_of_walks_says_what_each_earns():
+    texts = [text.get_text() for text in plots.maze_paths(MAZE, ["→→ ↓↓", "↑", "what"]).axes[1].texts]
+    expected = ["completion", "gold", "diamond", "avoid lava", "A", "→→↓↓", "1.00", "1.00", "0.00", "1.00"]
+    assert texts == [*expected, "B", "leaves the grid", *["0.00"] * 4, "C", "no walk", *["0.00"] * 4]
+
+
+def test_identical_walks_are_drawn_beside_each_other():
+    lines = plots.maze_paths(MAZE, ["→→↓↓"] * 3).axes[0].lines
+    assert len({tuple(line.get_ydata()) for line in lines}) == 3
 
 
 # --- Training -----------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ plausible. What the user meant (the gold) is drawn from the kind's *hidden* dist
 
 1. a plan: 2 to 4 plans per kind, each one call or two, or a question back in some kinds, with
    long-tailed probabilities proportional to 1/rank^s;
-2. in half of the kinds also which of the two named things is meant: the first with probability
-   .6 to .85.
+2. in half of the kinds, those with 3 plans at most, also which of the two named things is meant:
+   the first with probability .6 to .85.
 
-So 2 to 8 answers are plausible for a request and one of them is gold. Values are copied from the
+So 2 to 6 answers are plausible for a request and one of them is gold. Values are copied from the
 request. No answer is right every time: a call-both answer or one with a spare key earns something
 under several golds, a precise answer earns everything under one. `ceiling` computes, from the
 hidden distribution, what no policy can beat.
@@ -160,9 +160,9 @@ def kinds() -> tuple[Kind, ...]:
     result = []
     for name, domain in DOMAINS.items():
         for occasion in domain.occasions:
-            plans = _draw_plans(list(domain.tools), rng)
-            weights = 1.0 / np.arange(1, len(plans) + 1) ** rng.uniform(0.7, 1.3)
             first = rng.uniform(0.6, 0.85) if rng.random() < 0.5 else 1.0
+            plans = _draw_plans(list(domain.tools), rng, most=4 if first == 1.0 else 3)
+            weights = 1.0 / np.arange(1, len(plans) + 1) ** rng.uniform(0.7, 1.3)
             outcomes = {}
             for plan, weight in zip(plans, weights / weights.sum(), strict=True):
                 for which, share in ((0, first), (1, 1 - first)):
@@ -174,9 +174,9 @@ def kinds() -> tuple[Kind, ...]:
     return tuple(result)
 
 
-def _draw_plans(tools: list[str], rng: np.random.Generator) -> list[tuple[str, ...]]:
+def _draw_plans(tools: list[str], rng: np.random.Generator, most: int) -> list[tuple[str, ...]]:
     plans = [(ASK,)] if rng.random() < 0.25 else []
-    size = int(rng.integers(2, 5))
+    size = int(rng.integers(2, most + 1))
     while len(plans) < size:
         plan = tuple(sorted(rng.choice(tools, size=1 if rng.random() < 0.6 else 2, replace=False).tolist()))
         if plan not in plans:
