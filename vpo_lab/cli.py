@@ -79,7 +79,8 @@ def figures(
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
     """Draw the figures from saved results, without training; write the tables of results/README.md."""
-    from vpo_lab.report import draw_experiment_figures, draw_figures, read_tables, update_results_page
+    from vpo_lab.experiment_report import draw_experiment_figures, read_tables, update_results_page
+    from vpo_lab.report import draw_figures
 
     paths = draw_figures(Path(results), Path(out))
     if Path(experiment).is_dir():

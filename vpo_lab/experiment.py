@@ -64,7 +64,7 @@ VARIANTS = {
     "goal_conditioned": _ablation("goal_conditioned", WORLDS),
     "maxrl": _ablation("maxrl", WORLDS),
     "set_credit": _ablation(worlds=WORLDS, credit="set"),
-    "pool8": _ablation("vpo_pool", WORLDS, pool=8),
+    "pool8": _ablation(worlds=WORLDS, pool=8),
     # Chains of another length need a start that has seen them; G x M, the answers of a group, stays about 24.
     "sft_m2": _ablation("sft", candidates=2),
     "m2": _ablation(start="sft_m2", candidates=2, group_size=12, rollouts=96),

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "vpo_lab"
 # A module may import only what stands to its left (and its own package). A new module needs a place here.
 ORDER = (
     "errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics", "storage", "progress",
-    "tiny_model", "policy", "training", "evaluation", "experiment", "plots", "widgets", "report", "doctor",
-    "pipeline", "bench", "cli",
+    "tiny_model", "policy", "training", "evaluation", "experiment", "plots", "widgets", "report",
+    "experiment_report", "doctor", "pipeline", "bench", "cli",
 )  # fmt: skip
 
 LIGHT = ("errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics")

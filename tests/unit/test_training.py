@@ -379,7 +379,7 @@ def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m
     given = []
     monkeypatch.setattr(training, "_train", lambda trainer, *rest: given.append((trainer, rest)))
     settings = {"rl__temperature": 0.9, "rl__max_grad_norm": 0.3, "rl__warmup_steps": 7, "rl__checkpoint_every": 5}
-    options = {"weight_draws": 9, "alpha": 2.0, "sampler": "iid", "shared_draws": False, "pool": 2}
+    options = {"weight_draws": 9, "alpha": 2.0, "sampler": "iid", "shared_draws": False, "pool": 1}
     options |= {"diversity": 0.1, "duplicates": "drop", "credit": "set"}
     settings |= {f"rl__{name}": value for name, value in options.items()} | {"rl__schedule": "linear"}
     profile = small(rl__steps=11, rl__micro_rollouts=4, **settings)

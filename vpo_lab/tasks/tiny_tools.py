@@ -34,7 +34,7 @@ from vpo_lab.tasks.tool_reward import OBJECTIVES, score
 
 WORLD_SEED = 20260522
 SPLIT_SIZES = {"train": 4096, "test": 200}
-ANNOTATOR_SKILL = 0.2  # how often a demonstration follows the hidden distribution
+ANNOTATOR_SKILL = 0.3  # how often a demonstration follows the hidden distribution
 CORRUPTED = 0.1  # the share of demonstrations with one more mistake
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]

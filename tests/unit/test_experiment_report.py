@@ -1,4 +1,4 @@
-"""report.py on made-up CSV files: whole, in part, damaged; and on what experiment.py really writes."""
+"""experiment_report.py on made-up CSV files: whole, in part, damaged; and on what experiment.py really writes."""
 
 import csv
 import json
@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vpo_lab import cli, plots, report
+from vpo_lab import cli, experiment_report, plots, report
 from vpo_lab.errors import LabError
 from vpo_lab.evaluation import Pool, pool_path
 from vpo_lab.experiment import BUDGETS, PROFILED, VARIANTS, YARDSTICKS, Job, collect
-from vpo_lab.report import experiment_tables, read_tables, update_results_page
+from vpo_lab.experiment_report import experiment_tables, read_tables, update_results_page
+from vpo_lab.report import save_figures
 from vpo_lab.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,7 @@ def ceilings(monkeypatch):
     """The real ones take seconds; they are the tasks' to test."""
     known = {"best": 0.95, "pass": 0.9}
     fakes = {"tiny": known, "maze": {**known, "pass": 0.0, "eum": 0.96, "hypervolume": 0.97}}
-    monkeypatch.setattr(report, "ceiling", lambda world, k: fakes.get(world, {}))
+    monkeypatch.setattr(experiment_report, "ceiling", lambda world, k: fakes.get(world, {}))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_targets_are_judged_by_the_mean_and_by_the_interval(whole):
     "limit, verdicts", [(0.4, "yes yes"), (0.5, "yes undecided"), (0.55, "**no** undecided"), (0.7, "**no** **no**")]
 )
 def test_verdicts(limit, verdicts):
-    assert [report._verdict((0.5, 0.4, 0.6), limit, by) for by in ("mean", "interval")] == verdicts.split()
+    assert [experiment_report._verdict((0.5, 0.4, 0.6), limit, by) for by in ("mean", "interval")] == verdicts.split()
 
 
 PARTS = {
@@ -218,7 +219,7 @@ def test_partial_results_give_every_table(tmp_path, whole, part):
     assert all(text.endswith("\n") and "nan" not in text for text in tables.values())
     if "worlds" in part:
         missing = {"tiny", "maze"} - set(part["worlds"])
-        assert {tables[f"main-{world}"] for world in missing} == {report.NOTHING}
+        assert {tables[f"main-{world}"] for world in missing} == {experiment_report.NOTHING}
         assert "not measured" in tables["targets"]
 
 
@@ -250,7 +251,7 @@ def test_a_page_without_marks_or_with_unknown_ones_is_refused(tmp_path, whole, t
 
 
 def test_the_committed_page_has_a_place_for_every_table(whole):
-    names = {match[2] for match in report.TABLE.finditer((ROOT / "results" / "README.md").read_text())}
+    names = {match[2] for match in experiment_report.TABLE.finditer((ROOT / "results" / "README.md").read_text())}
     assert names == experiment_tables(read_tables(whole)).keys()
 
 
@@ -260,13 +261,13 @@ def test_the_committed_page_has_a_place_for_every_table(whole):
 @pytest.fixture
 def small_maze(monkeypatch):
     gold = "🤖⬜🟡\n⬜🔥⬜\n💎⬜🏁"
-    monkeypatch.setattr(report, "_some_maze", lambda: plots.maze_paths(gold, ["→→↓↓"]))
+    monkeypatch.setattr(experiment_report, "_some_maze", lambda: plots.maze_paths(gold, ["→→↓↓"]))
 
 
 def test_every_figure_is_drawn(tmp_path, small_maze):
     variants = ["sft", "grpo", "vpo", "k1", "best_of_set"]
     folder = write_fakes(tmp_path, ["maze"], variants, seeds=[0, 1], steps=40)
-    paths = report.draw_experiment_figures(folder, tmp_path / "out")
+    paths = experiment_report.draw_experiment_figures(folder, tmp_path / "out")
     names = ["headline", "maze", "collapse_maze", "ablations_maze", "maze_paths"]
     assert [path.name for path in paths] == [f"experiment_{name}.png" for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
@@ -274,30 +275,29 @@ def test_every_figure_is_drawn(tmp_path, small_maze):
 
 def test_the_first_example_of_the_maze_is_drawn_for_the_main_methods(tmp_path, monkeypatch):
     rows = [{"id": "maze-test-0", "gold": "a drawing"}]
-    monkeypatch.setattr(report, "get_task", lambda name: SimpleNamespace(load=lambda path, split: rows))
-    assert report._maze_examples(tmp_path) is None
+    monkeypatch.setattr(experiment_report, "get_task", lambda name: SimpleNamespace(load=lambda path, split: rows))
+    assert experiment_report._maze_examples(tmp_path) is None
     sets = {name: {"answers": ["→", "↓"], "rewards": []} for name in ("vpo", "mine", "sft")}
     write_json(tmp_path / "examples.json", {"tiny": {}, "maze": {"maze-test-0": sets, "maze-test-1": {}}})
-    assert report._maze_examples(tmp_path) == ("a drawing", {"sft": ["→", "↓"], "vpo": ["→", "↓"]})
+    assert experiment_report._maze_examples(tmp_path) == ("a drawing", {"sft": ["→", "↓"], "vpo": ["→", "↓"]})
 
 
 def test_figures_of_partial_results(tmp_path):
     folder = write_fakes(tmp_path, ["tiny"], ["sft", "vpo"], seeds=[0], steps=20)
-    names = {path.stem for path in report.draw_experiment_figures(folder, tmp_path / "out")}
+    names = {path.stem for path in experiment_report.draw_experiment_figures(folder, tmp_path / "out")}
     assert names == {"experiment_headline", "experiment_tiny", "experiment_collapse_tiny"}
 
 
 def test_the_same_picture_gives_the_same_bytes(tmp_path):
     paths = [
-        report._save({"a": plots.reward_vectors(np.eye(2), ["x", "y"])}, tmp_path / folder) for folder in ("one", "two")
+        save_figures({"a": plots.reward_vectors(np.eye(2), ["x", "y"])}, tmp_path / folder) for folder in ("one", "two")
     ]
     assert paths[0][0].read_bytes() == paths[1][0].read_bytes()
 
 
 def test_the_command_draws_both_and_updates_the_page(tmp_path, monkeypatch, capsys):
-    drawn = {"draw_figures": [Path("a.png")], "draw_experiment_figures": [Path("b.png")]}
-    for name, paths in drawn.items():
-        monkeypatch.setattr(report, name, lambda folder, out, paths=paths: list(paths))
+    monkeypatch.setattr(report, "draw_figures", lambda folder, out: [Path("a.png")])
+    monkeypatch.setattr(experiment_report, "draw_experiment_figures", lambda folder, out: [Path("b.png")])
     write_fakes(tmp_path / "experiment", ["tiny"], ["sft", "vpo"])
     (tmp_path / "README.md").write_text("<!-- table: costs -->\n<!-- /table -->")
     monkeypatch.setattr(sys, "argv", ["vpo-lab", "figures", "--experiment", str(tmp_path / "experiment")])
