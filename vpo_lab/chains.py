@@ -20,7 +20,7 @@ from vpo_lab.errors import LabError
 
 ONE_ANSWER = "Write one answer in the output format above."
 MANY_ANSWERS = (
-    "Write {m} different answers, best guesses first, each complete in the output format above: "
+    "Write {m} different answers, each complete in the output format above: "
     "the first between <answer_1> and </answer_1>, and so on up to <answer_{m}> and </answer_{m}>."
 )
 GOAL = "What counts, in tenths: "

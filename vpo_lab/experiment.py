@@ -55,7 +55,8 @@ VARIANTS = {
     "sft": Variant("sft"),
     "vpo": Variant("vpo"),
     "grpo": Variant("grpo"),
-    "vpo_pool": Variant("vpo_pool"),
+    # 4 of 8 chains are searched: larger groups, on half as many prompts.
+    "vpo_pool": Variant("vpo_pool", {"rl.group_size": 8}),
     "max_at_k": Variant("max_at_k"),
     "gdpo": Variant("gdpo"),
     "multi_rlvr": Variant("multi_rlvr"),
@@ -64,12 +65,12 @@ VARIANTS = {
     "goal_conditioned": _ablation("goal_conditioned", WORLDS),
     "maxrl": _ablation("maxrl", WORLDS),
     "set_credit": _ablation(worlds=WORLDS, credit="set"),
-    "pool8": _ablation(worlds=WORLDS, pool=8),
-    # Chains of another length need a start that has seen them; G x M, the answers of a group, stays about 24.
+    "pool8": _ablation(worlds=WORLDS, group_size=8, pool=8),
+    # Chains of another length need a start that has seen them. All sample 192 answers a step (m5: 200).
     "sft_m2": _ablation("sft", candidates=2),
-    "m2": _ablation(start="sft_m2", candidates=2, group_size=12, rollouts=96),
+    "m2": _ablation(start="sft_m2", candidates=2, group_size=6, rollouts=96),
     "sft_m5": _ablation("sft", candidates=5),
-    "m5": _ablation(start="sft_m5", candidates=5, group_size=5, rollouts=40),
+    "m5": _ablation(start="sft_m5", candidates=5, group_size=4, rollouts=40),
     "k1": _ablation(weight_draws=1),
     "k8": _ablation(weight_draws=8),
     "alpha0.3": _ablation(worlds=WORLDS, alpha=0.3),

@@ -196,7 +196,7 @@ TINY = Profile(
     task="tiny_tools",
     policy=Policy(backend="scratch", model="tiny-qwen3"),
     sft=SFT(steps=600, batch_rows=64, learning_rate=4e-3),
-    rl=RL(steps=600, rollouts=64, group_size=8, learning_rate=3e-4, schedule="cosine"),
+    rl=RL(steps=600, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
     evaluation=Evaluation(requests=0, temperature=0.7),
     minutes="10 to 15 minutes on two CPU cores",
 )
@@ -220,6 +220,7 @@ PROFILES = {
             task="maze",
             policy=replace(TINY.policy, hidden_size=96, intermediate_size=288, layers=3, max_answer_tokens=13),
             sft=replace(TINY.sft, steps=500),
+            rl=replace(TINY.rl, steps=400, learning_rate=2e-4),
             minutes="10 to 15 minutes on two CPU cores",
         ),
         Profile(

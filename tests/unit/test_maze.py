@@ -231,20 +231,24 @@ def test_no_random_walk_beats_the_front(rows, name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_demonstrations_reach_the_exit_are_distinct_and_seek_nothing(rows, name):
-    rng, rewards, lengths = np.random.default_rng(0), [], []
+def test_demonstrations_reach_the_exit_are_distinct_in_order_and_seldom_skilled(rows, name):
+    rng, rewards, lengths, skilled, total = np.random.default_rng(0), [], [], 0, 0
     size, _, budget, _ = SIZES[name]
     for row in rows[name]["train"][:300]:
-        answers = TASKS[name].demonstrations(row, 4, rng)
+        answers, best = TASKS[name].demonstrations(row, 4, rng), best_paths(row["gold"])
         assert len(set(answers)) == 4
-        lengths += [len(answer) for answer in answers]
+        assert answers == sorted(answers, key=lambda answer: ["↑↓←→".index(move) for move in answer])
         rewards += [score(answer, row["gold"]) for answer in answers]
-        for answer in answers:
+        others = [answer for answer in answers if answer not in best]
+        skilled, total = skilled + len(answers) - len(others), total + len(answers)
+        lengths += [len(answer) for answer in others]
+        for answer in others:
             cells = walk(parse_maze(row["gold"]), answer)
             assert len(set(cells)) == len(cells) == len(answer) + 1
     completion, gold, diamond, lava = np.mean(rewards, axis=0)
-    assert completion == 1 and gold < 0.2 > diamond and 0.1 < lava < 0.6
+    assert completion == 1 and gold < 0.3 > diamond and 0.1 < lava < 0.6
     assert set(lengths) == {2 * size - 2, budget} and 0.65 < np.mean(np.array(lengths) < budget) < 0.75
+    assert 0.1 < skilled / total < 0.2
 
 
 def test_demonstrations_depend_on_the_generator_only(rows):

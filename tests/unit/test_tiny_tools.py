@@ -112,7 +112,7 @@ def test_prompts_offer_the_tools_of_the_domain_and_hide_the_distribution(rows):
         assert re.findall(r"^\d+\. Name: (.*)$", system, flags=re.MULTILINE) == list(domain.tools)
         assert QUESTION not in system
     systems = {(facts(row)["kind"], row["prompt"][0]["content"]) for row in rows["train"]}
-    assert len(systems) == 32 and len({system for _, system in systems}) == 4
+    assert len(systems) == 16 and len({system for _, system in systems}) == 4
 
 
 def test_an_unknown_split_and_a_data_path_are_refused():
@@ -125,13 +125,13 @@ def test_an_unknown_split_and_a_data_path_are_refused():
 # --- Hidden distributions ---------------------------------------------------------------------
 
 
-def test_there_are_32_kinds_with_2_to_8_outcomes():
-    assert len(kinds()) == 32 and len({kind.occasion for kind in kinds()}) == 32
+def test_there_are_16_kinds_with_2_to_6_outcomes():
+    assert len(kinds()) == 16 and len({kind.occasion for kind in kinds()}) == 16
     for kind in kinds():
-        assert 2 <= len(kind.outcomes) == len(set(kind.outcomes)) <= 8
+        assert 2 <= len(kind.outcomes) == len(set(kind.outcomes)) <= 6
         assert len(kind.probabilities) == len(kind.outcomes) and min(kind.probabilities) > 0
         assert sum(kind.probabilities) == pytest.approx(1)
-    assert {len(kind.outcomes) for kind in kinds()} >= {2, 8}
+    assert {len(kind.outcomes) for kind in kinds()} >= {2, 6}
 
 
 def test_no_single_answer_is_nearly_always_right_and_asking_back_is_never_likeliest():
@@ -163,6 +163,15 @@ def test_demonstrations_are_as_many_as_asked_and_distinct(rows, n):
     for row in rows["train"][:100]:
         answers = TASK.demonstrations(row, n, rng)
         assert len(answers) == len(set(answers)) == n
+
+
+def test_several_demonstrations_stand_in_the_order_of_the_tools(rows):
+    rng = np.random.default_rng(0)
+    for row in rows["train"][:100]:
+        tools = list(DOMAINS[kinds()[facts(row)["kind"]].domain].tools)
+        answers = [parse_answer(answer).calls for answer in TASK.demonstrations(row, 3, rng)]
+        places = [[tools.index(call.name) for call in calls] for calls in answers]
+        assert places == sorted(places)
 
 
 def test_demonstrations_depend_on_the_generator_only(rows):
@@ -200,8 +209,8 @@ def test_a_share_of_the_demonstrations_has_a_slip_in_its_parameters(rows):
                 for which in (0, 1)
             ]
             slips, total = slips + (calls not in clean), total + 1
-    # Of the 30% that are corrupted a few name the other thing, which then looks meant.
-    assert total > 1200 and 0.2 < slips / total <= 0.33
+    # Of the 10% that are corrupted a few name the other thing, which then looks meant.
+    assert total > 1200 and 0.06 < slips / total <= 0.12
 
 
 def value(domain, known: dict, key: str, which: int):
@@ -210,7 +219,7 @@ def value(domain, known: dict, key: str, which: int):
 
 # --- The ceiling ------------------------------------------------------------------------------
 
-FEWEST = sorted(range(32), key=lambda number: len(kinds()[number].outcomes))
+FEWEST = sorted(range(16), key=lambda number: len(kinds()[number].outcomes))
 
 
 def probabilities(number: int) -> np.ndarray:
@@ -225,7 +234,7 @@ def test_one_answer_cannot_beat_the_ceiling_in_the_whole_search(number):
 
 
 def test_the_coverage_of_two_answers_is_that_of_the_best_pair():
-    for number in range(32):
+    for number in range(16):
         scores_AG = tiny_tools._candidate_scores(number)
         best = (np.maximum(scores_AG[:, None], scores_AG[None]) @ probabilities(number)).max()
         assert tiny_tools._best_coverage(number, 2) == pytest.approx(best, abs=1e-6)
@@ -301,8 +310,8 @@ def ceilings() -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize("metric", ["best", "pass"])
 def test_the_ceiling_rises_with_k_to_one(ceilings, metric):
     values = [figures[metric] for figures in ceilings.values()]
-    assert all(low < high for low, high in pairwise(values[:5]))
-    assert values[4] == values[5] == pytest.approx(1)
+    assert all(low < high or low == pytest.approx(1) for low, high in pairwise(values))
+    assert values[0] < 0.8 and values[4] == values[5] == pytest.approx(1)
     assert all(0 < figures["pass"] <= figures["best"] <= 1 + 1e-9 for figures in ceilings.values())
 
 

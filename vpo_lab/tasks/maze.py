@@ -381,7 +381,8 @@ class MazeTask:
         """`n` distinct walks to the exit, most of which look for no treasure and mind no lava.
 
         With SKILL a walk of the Pareto front, else with SHORTEST any of the shortest walks, else any
-        walk with one detour that enters no cell twice, all equally likely.
+        walk with one detour that enters no cell twice, all equally likely. Several stand in the order
+        of their moves: who has an order to follow can see which ways have been gone already.
         """
         maze = parse_maze(row["gold"])
         answers: list[str] = []
@@ -390,7 +391,7 @@ class MazeTask:
             answer = str(rng.choice(best_paths(row["gold"]))) if skilled else _random_walk(maze, rng)
             if answer not in answers:
                 answers.append(answer)
-        return answers
+        return sorted(answers, key=lambda answer: [*map("↑↓←→".index, answer)])
 
 
 class MazeTask9x9(MazeTask):

@@ -426,13 +426,14 @@ class TinyTools:
 
         With ANNOTATOR_SKILL the annotator follows the hidden distribution, else any tools of the
         domain will do; CORRUPTED of the answers then have a key dropped or added, or a wrong
-        value.
+        value. Several answers stand in the order of the domain's tools: who has an order to follow
+        can see what has been said already, and learns not to say it again.
         """
         split, number = row["id"].split("-")[1:]
         request, _ = _requests()[split][int(number)]
-        answers: list[str] = []
+        tools = [*DOMAINS[kinds()[request.kind].domain].tools]
+        answers: dict[str, list[int]] = {}  # -> the places of its tools
         while len(answers) < n:
-            answer = render_answer(_annotate(request, rng))
-            if answer not in answers:
-                answers.append(answer)
-        return answers
+            calls = _annotate(request, rng)
+            answers[render_answer(calls)] = [tools.index(call["name"]) for call in calls]
+        return sorted(answers, key=answers.get)
