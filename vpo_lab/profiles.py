@@ -112,15 +112,6 @@ class Profile:
             (rl.credit in ("set", "answer"), f"rl.credit = {rl.credit!r}: 'set' or 'answer'"),
             (rl.duplicates in ("keep", "drop"), f"rl.duplicates = {rl.duplicates!r}: 'keep' or 'drop'"),
             (rl.diversity >= 0, f"rl.diversity = {rl.diversity}: 0 (none) or more"),
-            (
-                1 <= rl.pool <= rl.group_size - (rl.credit == "set") and (rl.pool == 1 or rl.shared_draws),
-                f"rl.pool = {rl.pool}: 1 to rl.group_size = {rl.group_size}, below it with credit 'set' (all rollouts "
-                "would earn the same), and above 1 only with rl.shared_draws",
-            ),
-            (
-                0 <= rl.at_k < rl.group_size * rl.candidates,
-                f"rl.at_k = {rl.at_k}: 0 (half of the group) or below its {rl.group_size * rl.candidates} answers",
-            ),
             (rl.micro_rollouts >= 0 and self.sft.micro_rows >= 0, "micro_rollouts, micro_rows: 0 or more"),
             (rl.learning_rate > 0 and self.sft.learning_rate > 0, "learning rates must be positive"),
             (rl.temperature > 0 and evaluation.temperature > 0, "temperatures must be positive"),
@@ -129,6 +120,15 @@ class Profile:
             (
                 rl.rollouts >= rl.group_size and rl.rollouts % max(rl.group_size, 1) == 0,
                 f"rl.rollouts (B) = {rl.rollouts}: must be a multiple of rl.group_size = {rl.group_size}",
+            ),
+            (
+                1 <= rl.pool <= rl.group_size - (rl.credit == "set") and (rl.pool == 1 or rl.shared_draws),
+                f"rl.pool = {rl.pool}: 1 to rl.group_size = {rl.group_size}, below it with credit 'set' (all rollouts "
+                "would earn the same), and above 1 only with rl.shared_draws",
+            ),
+            (
+                0 <= rl.at_k < rl.group_size * rl.candidates,
+                f"rl.at_k = {rl.at_k}: 0 (half of the group) or below its {rl.group_size * rl.candidates} answers",
             ),
             (
                 rl.micro_rollouts <= 0 or rl.rollouts % rl.micro_rollouts == 0,

@@ -69,7 +69,7 @@ def test_an_unknown_profile_lists_the_known():
         ({"rl.alpha": float("nan")}, "alpha = nan"),
         ({"rl.group_size": 0}, r"\(G\) = 0"),
         ({"rl.group_size": 1}, r"\(G\) = 1"),
-        ({"rl.rollouts": 12}, r"\(B\) = 12: must be a multiple"),
+        ({"rl.rollouts": 14}, r"\(B\) = 14: must be a multiple"),
         ({"rl.rollouts": 0}, r"\(B\) = 0"),
         ({"rl.micro_rollouts": 7}, "micro_rollouts = 7"),
         ({"sft.micro_rows": 7}, "micro_rows = 7"),
