@@ -108,13 +108,14 @@ def pool_names(profile: Profile) -> list[str]:
     return ["sft", "sft_chain", *profile.methods]
 
 
-def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: str = "") -> Pool:
+def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: str = "", suffix: str = "") -> Pool:
     """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
 
     `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
-    folder of a trained policy, and `method` how it was trained (its name, if empty).
+    folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
+    pools of one policy apart.
     """
-    path = pool_path(run_dir, name)
+    path = pool_path(run_dir, name + suffix)
     if path.exists():
         return Pool.load(path)
     task = get_task(profile.task)
@@ -124,7 +125,7 @@ def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: s
     states_goal = method in METHODS and METHODS[method].states_goal
     model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
     rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
-    pool = sample_pool(profile, task, model, tokenizer, rows, name, m, seed, states_goal=states_goal)
+    pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
     pool.save(path)
     return pool
 

@@ -33,6 +33,7 @@ WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
 SETTINGS = "settings.json"
+COOLER = 0.7  # the main variants are sampled at the paper's temperature too, into pools NAME@0.7
 YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo")  # what every variant is compared with
 
 
@@ -110,7 +111,8 @@ class Job:
     @property
     def pools(self) -> tuple[str, ...]:
         """The candidate pools it leaves: the usual start is asked for single answers and for chains."""
-        return ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
+        names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
+        return (*names, *(f"{name}@{COOLER}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
 
     @property
     def settings(self) -> dict:
@@ -142,8 +144,11 @@ class Job:
                 train_sft(self.profile, self.folder, self.seed, name=self.variant)
             else:
                 train_rl(self.profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
-            for name in self.pools:
-                evaluate(self.profile, name, self.folder, self.seed, method="" if self.start is None else method)
+            for pool in self.pools:
+                name, at, _ = pool.partition("@")
+                cooler = {"evaluation.temperature": COOLER} if at else {}
+                profile, method = self.profile.with_overrides(cooler), "" if self.start is None else method
+                evaluate(profile, name, self.folder, self.seed, method=method, suffix=pool[len(name) :])
 
 
 def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
@@ -323,7 +328,7 @@ def _examples(jobs: list[Job], requests: int = 4, size: int = 3) -> dict:
     """world -> requests with the first set of each main variant's lowest seed: what a figure can draw."""
     examples: dict[str, dict[str, dict]] = {}
     for job in sorted(jobs, key=lambda job: job.seed):
-        for name in job.pools if VARIANTS[job.variant].seeds == SEEDS else ():
+        for name in [name for name in job.pools if VARIANTS[job.variant].seeds == SEEDS and "@" not in name]:
             pool = Pool.load(pool_path(job.folder, name))
             rewards_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
             for n in range(min(requests, len(pool.ids))):
@@ -375,7 +380,8 @@ def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
     rows = []
     for (world, name, metric, k), by_seed in values.items():
         key = {"world": world, "variant": name, "metric": metric, "k": k}
-        for other in ("", *YARDSTICKS):
+        at = "".join(name.partition("@")[1:])
+        for other in ("", *(yardstick + at for yardstick in YARDSTICKS)):
             rest = values.get((world, other, metric, k), {}) if other and other != name else {}
             if other and not rest:
                 continue

@@ -197,7 +197,7 @@ TINY = Profile(
     policy=Policy(backend="scratch", model="tiny-qwen3"),
     sft=SFT(steps=600, batch_rows=64, learning_rate=4e-3),
     rl=RL(steps=600, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
-    evaluation=Evaluation(requests=0, temperature=0.7),
+    evaluation=Evaluation(requests=0),
     minutes="10 to 15 minutes on two CPU cores",
 )
 
