@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.experiment import BUDGETS, VARIANTS, WORLDS, Job
+from vpo_lab.experiment import BUDGETS, COOLER, VARIANTS, WORLDS, Job
 from vpo_lab.profiles import get_profile
 from vpo_lab.report import LABELS, save_figures, sign_of
 from vpo_lab.storage import read_json, write_bytes
@@ -110,8 +110,9 @@ def _worlds(tables: Tables) -> list[str]:
 
 
 def _variants(tables: Tables, world: str) -> list[str]:
-    """What was measured in a world: the methods in their order, then the settings."""
+    """What was measured in a world: the methods in their order, then the settings; without cooler pools."""
     found = dict.fromkeys(row["variant"] for row in tables["intervals"] if row["world"] == world)
+    found = [name for name in found if "@" not in name]
     settings = [name for variants in ABLATIONS.values() for name in variants]
     return [name for name in dict.fromkeys([*METHOD_ORDER, *settings, *found]) if name in found]
 
@@ -270,6 +271,7 @@ def experiment_tables(tables: Tables) -> dict[str, str]:
         "targets": _targets_table(tables),
         "sets-and-weights": _two_by_two(tables),
         "costs": _costs_table(tables),
+        "temperature": _temperature_table(tables),
         "collinearity": _collinearity_table(tables),
         "diversity": _diversity_table(tables),
     }
@@ -406,6 +408,21 @@ def _answers(world: str, variant: str, steps: int, m: int) -> str:
     profile = Job(Path(), world, variant, 0).profile
     prompts = profile.rl.rollouts // profile.rl.group_size
     return f"{steps * prompts * group_size_of(profile, VARIANTS[variant].method) * m / 1e3:.0f}"
+
+
+def _temperature_table(tables: Tables) -> str:
+    """The same policies sampled at the temperature of training and at the paper's."""
+    intervals = _intervals(tables)
+    columns = [(metric, k) for metric in ("best", "eum") for k in (3, 24)]
+    rows = [
+        [world, name, temperature, *(_cell(intervals.get((world, name + at, *column, ""))) for column in columns)]
+        for world in _worlds(tables)
+        for name in _variants(tables, world)
+        if (world, f"{name}@{COOLER}", *columns[0], "") in intervals
+        for temperature, at in (("1", ""), (COOLER, f"@{COOLER}"))
+    ]
+    names = [f"{LABELS[metric].removesuffix('@k')}, k = {k}" for metric, k in columns]
+    return _markdown(["world", "variant", "temperature", *names], rows)
 
 
 def _collinearity_table(tables: Tables) -> str:

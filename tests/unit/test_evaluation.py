@@ -17,6 +17,7 @@ from vpo_lab.evaluation import (
     describe,
     evaluate,
     find_results,
+    metrics_of,
     pool_names,
     pool_path,
     sample_pool,
@@ -27,7 +28,7 @@ from vpo_lab.metrics import expected_utility
 from vpo_lab.profiles import get_profile
 from vpo_lab.scalarization import dirichlet_weights
 from vpo_lab.storage import read_json
-from vpo_lab.tasks import get_task
+from vpo_lab.tasks import get_task, maze
 from vpo_lab.tasks.tiny_tools import TinyTools
 
 SMOKE = get_profile("smoke")
@@ -175,11 +176,41 @@ def test_expected_utility_of_the_whole_pool_is_that_of_the_set():
 
 def test_an_unknown_metric_or_too_large_a_budget_is_refused():
     pool = make_pool("vpo", n=2, chains=2, m=3)
-    with pytest.raises(LabError, match=r"unknown metric 'mean': choose 'best', 'pass' or 'eum'"):
+    with pytest.raises(LabError, match=r"unknown metric 'mean': choose 'best', 'pass', 'eum' or 'hypervolume'"):
         at_k(pool, "mean", 1)
     for k in (0, 7):
         with pytest.raises(LabError, match=f"k = {k}"):
             at_k(pool, "best", k)
+    with pytest.raises(LabError, match="does not know its Pareto fronts"):
+        at_k(pool, "hypervolume", 1)
+
+
+def maze_pool(m: int) -> Pool:
+    """Two chains of walks to the first two test mazes: those of the front, in turn, and one that goes nowhere."""
+    task = get_task("maze")
+    rows = task.load(None, "test")[:2]
+    answers = [[[*maze.best_paths(row["gold"]), "←"][:m]] * 2 for row in rows]
+    rewards = [
+        [[task.score(a, row["gold"]) for a in chain] for chain in chains]
+        for row, chains in zip(rows, answers, strict=True)
+    ]
+    ids = tuple(row["id"] for row in rows)
+    return Pool("vpo", "maze", task.objectives, ids, answers, np.array(rewards), np.full((2, 2), 9))
+
+
+def test_the_hypervolume_ratio_is_that_of_the_exact_front():
+    front_size = len(maze.front(get_task("maze").load(None, "test")[0]["gold"]))
+    whole = maze_pool(front_size + 1)
+    assert metrics_of(whole)[-1] == "hypervolume" and "hypervolume" not in metrics_of(
+        make_pool("vpo", n=2, chains=2, m=3)
+    )
+    assert at_k(whole, "hypervolume", front_size) == pytest.approx([1.0, 1.0])
+    assert at_k(whole, "hypervolume", 2 * (front_size + 1)) == pytest.approx([1.0, 1.0])
+    one, two = at_k(whole, "hypervolume", 1), at_k(whole, "hypervolume", 2)
+    assert (one > 0).all() and (one < two).all() and (two < 1).all()
+    alone = maze_pool(1)
+    assert at_k(alone, "hypervolume", 1) == pytest.approx(one)
+    assert at_k(alone, "hypervolume", 2) == pytest.approx(one)  # two copies are worth one
 
 
 # --- Descriptions -----------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     jobs = plan(tmp_path / "runs", ["tiny"], ["sft", "grpo", "vpo"], [0, 1])
     for job in jobs:
         shapes = {"sft": (4, 24, 1), "sft_chain": (4, 8, 3), "grpo": (4, 24, 1), "vpo": (4, 8, 3)}
-        finish(job, {name: rng.random((*shapes[name], 4)).round(3) for name in job.pools})
+        finish(job, {name: rng.random((*shapes[name.partition("@")[0]], 4)).round(3) for name in job.pools})
     (jobs[0].folder / "gdpo").mkdir()  # begun, not done
     (tmp_path / "runs" / "notes").mkdir()
     assert set(finished(tmp_path / "runs")) == set(jobs)
@@ -100,8 +100,9 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     assert examples["tiny"]["tiny_tools-test-0"]["vpo"]["answers"] == ["0 0 0", "0 0 1", "0 0 2"]
     runs, budgets, curves, intervals = map(read, paths[1:])
     assert {(r["variant"], r["seed"]) for r in runs} == {
-        (name, seed) for name in ("sft", "sft_chain", "grpo", "vpo") for seed in "01"
+        (name + at, seed) for name in ("sft", "sft_chain", "grpo", "vpo") for at in ("", "@0.7") for seed in "01"
     }
+    assert {r["minus"] for r in intervals if r["variant"] == "vpo@0.7"} == {"", "sft@0.7", "sft_chain@0.7", "grpo@0.7"}
     vpo = next(r for r in runs if (r["variant"], r["seed"]) == ("vpo", "0"))
     assert (vpo["m"], vpo["steps"], vpo["minutes"]) == ("3", "20", "0.2")
     pool = Pool.load(pool_path(jobs[-1].folder, "vpo"))
@@ -129,7 +130,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
 
 def test_finished_jobs_are_not_run_again_and_a_broken_one_is_named(tmp_path, monkeypatch):
     jobs = plan(tmp_path, ["tiny"], ["sft", "grpo"], [0])
-    finish(jobs[0], {"sft": np.ones((2, 24, 1, 4)), "sft_chain": np.ones((2, 8, 3, 4))})
+    finish(jobs[0], {name: np.ones((2, 8, 3, 4)) for name in jobs[0].pools})
     assert run_experiment(jobs[:1]) == []
     launched = []
 
