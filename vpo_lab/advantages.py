@@ -78,7 +78,11 @@ def vpo(
     weights_CD = dirichlet_weights(n_groups * own * weight_draws, objectives, alpha=alpha, method=sampler, seed=rng)
     weights_PgKD = weights_CD.reshape(n_groups, own, weight_draws, objectives)
     utility_PGMK = rewards_PGMD @ weights_PgKD.swapaxes(-1, -2)
-    # The best of the first m answers, m = 0..M (N of them): the last is `scalarization.set_reward`'s max.
+    if credit == "set" and pool == 1 and not diversity:  # the paper's VPO
+        set_reward_PG = utility_PGMK.max(axis=2).mean(axis=2)  # as `scalarization.set_reward`
+        return group_normalize(set_reward_PG.reshape(-1), group_size)
+
+    # Beyond the paper: the best of the first m answers, m = 0..M (N of them), so that every prefix has a reward.
     best_PGNK = np.insert(np.maximum.accumulate(utility_PGMK, axis=2), 0, 0.0, axis=2)
     if diversity:
         best_PGNK[:, :, 1:] += diversity * pairwise_l1(rewards_PGMD, duplicates)[..., None]
