@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vpo_lab.experiment_report import read_tables, update_results_page
 from vpo_lab.report import BLOCK, readme_table
 from vpo_lab.storage import read_json
 
@@ -39,11 +40,19 @@ def test_readme_shows_the_committed_results():
     assert block[0].removeprefix(block[1]).removesuffix(block[2]) == readme_table(summary)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_results_page_shows_the_committed_csv_files(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text((ROOT / "results" / "README.md").read_text())
+    update_results_page(page, read_tables(ROOT / "results" / "experiment"))
+    assert page.read_text() == (ROOT / "results" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "results/README.md"])
 def test_links_and_pictures_of_the_documents_exist(document):
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text())
+    folder = (ROOT / document).parent
     local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (ROOT / target).exists()] == []
+    assert [target for target in local if not (folder / target).exists()] == []
 
 
 def test_pre_commit_uses_the_pinned_ruff():

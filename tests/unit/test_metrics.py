@@ -212,9 +212,9 @@ def test_chain_expected_utility_is_the_mean_over_weightings():
 def test_chain_expected_utility_of_a_whole_evaluation_takes_under_a_second():
     rng = np.random.default_rng(0)
     rewards_NCMD, weights_KD = rng.random((200, 24, 3, 4)), rng.dirichlet(np.ones(4), size=128)
-    start = time.perf_counter()
+    start = time.process_time()
     values = metrics.chain_expected_utility_at_k(rewards_NCMD, weights_KD, 13)
-    assert time.perf_counter() - start < 3  # three times the goal: the machine may be busy
+    assert time.process_time() - start < 3  # three times the goal: the machine may be busy
     assert values.shape == (200,)
     one = metrics.chain_expected_utility_at_k(rewards_NCMD[7], weights_KD, 13)
     assert values[7] == pytest.approx(one, abs=1e-12)
