@@ -78,7 +78,7 @@ def vpo(
     weights_CD = dirichlet_weights(n_groups * own * weight_draws, objectives, alpha=alpha, method=sampler, seed=rng)
     weights_PgKD = weights_CD.reshape(n_groups, own, weight_draws, objectives)
     utility_PGMK = rewards_PGMD @ weights_PgKD.swapaxes(-1, -2)
-    if credit == "set" and pool == 1 and not diversity:  # the paper's VPO
+    if credit == "set" and pool == 1 and not diversity and void_B is None:  # the paper's VPO
         set_reward_PG = utility_PGMK.max(axis=2).mean(axis=2)  # as `scalarization.set_reward`
         return group_normalize(set_reward_PG.reshape(-1), group_size)
 

@@ -38,9 +38,9 @@ WAVES = (
 STAGES = {"02_sft_warmup": "sft", "03_grpo_baseline": "grpo", "04_vpo_training": "vpo"}
 SHARES = {
     "01_reward_vectors": 0.01,
-    "02_sft_warmup": 0.22,
-    "03_grpo_baseline": 0.2,
-    "04_vpo_training": 0.55,
+    "02_sft_warmup": 0.2,
+    "03_grpo_baseline": 0.43,
+    "04_vpo_training": 0.34,
     "05_bestk_and_pareto": 0.02,
 }
 

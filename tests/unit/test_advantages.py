@@ -547,3 +547,11 @@ def test_get_method():
     assert get_method("vpo") is METHODS["vpo"]
     with pytest.raises(LabError, match=r"vpo, .*grpo"):
         get_method("ppo")
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": 2}, {"diversity": 0.2}])
+def test_a_void_rollout_is_worth_nothing_whatever_its_answers_earned(options):
+    rewards_BMD, void_B = batch(), np.arange(GROUPS * G) % 3 == 0
+    zeroed_BMD = np.where(void_B[:, None, None], 0.0, rewards_BMD)
+    found, expected = advantages("vpo", rewards_BMD, void_B=void_B, **options), advantages("vpo", zeroed_BMD, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
