@@ -144,8 +144,8 @@ def rehearsal(profile, tmp_path_factory) -> Rehearsal:
         return np.clip(rewards + pay, 0, 1)
 
     class PaysWithoutAnEnd(VectorReward):
-        def __init__(self, *args, end_tokens):
-            super().__init__(*args)
+        def __init__(self, task, method, m, group_size, seed, tokenizer):
+            super().__init__(task, method, m, group_size, seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "load_policy", remembered)
@@ -205,7 +205,7 @@ def test_logs_are_finite_and_complete(rehearsal, stage):
 
 def test_rollouts_come_in_the_sizes_of_the_full_profile(rehearsal):
     shapes = [shape for shape, _ in rehearsal.rewards]
-    assert shapes == [(16, 1, 4)] * 2 + [(16, 3, 4)] * 2
+    assert shapes == [(48, 1, 4)] * 2 + [(16, 3, 4)] * 2  # equal budgets: as many answers
     golds = {row["gold"] for row in TASK.load(rehearsal.profile.data, "train")}
     for _, met in rehearsal.rewards:
         assert met <= golds and len(met) == 2  # 16 rollouts, 8 of each prompt
