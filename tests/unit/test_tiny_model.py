@@ -77,7 +77,7 @@ def test_a_saved_tokenizer_is_the_same_one(tokenizer, samples, tmp_path):
 def test_prompts_and_chains_are_few_tokens(tokenizer, samples):
     assert len(samples) == 300
     assert max(len(ids_of(tokenizer, prompt)) for prompt, _ in samples) <= 24
-    assert np.quantile([len(ids_of(tokenizer, chain)) for _, chain in samples], 0.98) <= 42  # the rest has rare mistakes
+    assert np.quantile([len(ids_of(tokenizer, chain)) for _, chain in samples], 0.98) <= 42  # the rest: rare mistakes
     assert 256 + len(SPECIAL) < len(tokenizer) < 1000
 
 
