@@ -135,9 +135,7 @@ def answer_credit(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> np.nd
 
 def best_of_others(best_PGK: np.ndarray, k: int) -> np.ndarray:
     """For every rollout the mean best of k *other* rollouts of its group: (P, G, K) -> (P, G, K), exact."""
-    others_PGOK, n_others = _others(best_PGK), best_PGK.shape[1] - 1
-    share_O = np.array([math.comb(o, k - 1) for o in range(n_others)]) / math.comb(n_others, k)
-    return np.einsum("pgok,o->pgk", others_PGOK, share_O)
+    return np.einsum("pgok,o->pgk", _others(best_PGK), _best_shares(best_PGK.shape[1] - 1, k))
 
 
 def max_at_k_credit(best_PGNK: np.ndarray, k: int) -> np.ndarray:
@@ -155,8 +153,7 @@ def max_at_k_credit(best_PGNK: np.ndarray, k: int) -> np.ndarray:
     if k == 1:
         return best_PGNK
     others_PGOK = _others(best_PGNK[:, :, -1])
-    # The share of the (k-1)-subsets in which the o-th of the others is the best.
-    share_O = np.array([math.comb(o, k - 2) for o in range(group_size - 1)]) / math.comb(group_size - 1, k - 1)
+    share_O = _best_shares(group_size - 1, k - 1)
     credit_PGNK = np.empty_like(best_PGNK)
     for n in range(best_PGNK.shape[2]):
         pooled_PGOK = np.maximum(best_PGNK[:, :, n, None], others_PGOK)
@@ -169,6 +166,11 @@ def _others(best_PGK: np.ndarray) -> np.ndarray:
     group_size = best_PGK.shape[1]
     others_GO = np.array([[j for j in range(group_size) if j != i] for i in range(group_size)])
     return np.sort(best_PGK[:, others_GO], axis=2)
+
+
+def _best_shares(n: int, k: int) -> np.ndarray:
+    """(n,): the share of the k-subsets of n ascending values in which each is the best."""
+    return np.array([math.comb(i, k - 1) for i in range(n)]) / math.comb(n, k)
 
 
 def pairwise_l1(rewards_PGMD: np.ndarray, duplicates: str = "keep") -> np.ndarray:

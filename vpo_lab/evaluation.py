@@ -248,6 +248,18 @@ def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
     return ratios.mean(axis=1)
 
 
+def tokens_at_k(pool: Pool, k: int) -> float:
+    """The mean tokens of k candidates. Chains come whole: the budget pays for ceil(k / M) of them."""
+    return round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2)
+
+
+def collinearity(pool: Pool) -> float | None:
+    """The mean correlation of two objectives over all candidates; None where no objective varies."""
+    correlation_DD = objective_collinearity(pool.rewards_NCMD.reshape(-1, len(pool.objectives)))
+    off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
+    return None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4)
+
+
 def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dict:
     """Everything reported of one pool; every figure is [mean, low, high] over requests, 95%."""
 
@@ -259,11 +271,7 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
     return {
         "candidates_per_rollout": pool.m,
         "k": {
-            str(k): {
-                **{metric: interval(at_k(pool, metric, k)) for metric in METRICS},
-                # Chains come whole: a budget of k pays for ceil(k / M) of them.
-                "tokens": round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2),
-            }
+            str(k): {**{metric: interval(at_k(pool, metric, k)) for metric in METRICS}, "tokens": tokens_at_k(pool, k)}
             for k in budgets
         },
         "objectives": {name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)},
@@ -280,8 +288,6 @@ def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
     budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
     pools = {name: Pool.load(pool_path(run_dir, name)) for name in pool_names(profile)}
     pairs = [("vpo", other) for other in pools if other != "vpo"] if "vpo" in pools else []
-    correlation_DD = objective_collinearity(pools["sft"].rewards_NCMD.reshape(-1, len(pools["sft"].objectives)))
-    off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
     task = get_task(profile.task)
     summary = {
         "profile": profile.name,
@@ -308,7 +314,7 @@ def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
             for a, b in pairs
         },
         # Measured on the SFT start: where it is above about .8 a vector says little more than a scalar.
-        "objective_correlation": None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4),
+        "objective_correlation": collinearity(pools["sft"]),
         "ceiling": {str(k): task.ceiling(k) for k in budgets} if hasattr(task, "ceiling") else None,
     }
     write_json(Path(run_dir) / "summary.json", summary)

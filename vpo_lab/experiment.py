@@ -17,13 +17,14 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import Pool, at_k, evaluate, metrics_of, pool_path
-from vpo_lab.metrics import distinct_share, objective_collinearity, reward_diversity
+from vpo_lab.evaluation import Pool, at_k, collinearity, evaluate, metrics_of, pool_path, tokens_at_k
+from vpo_lab.metrics import distinct_share, reward_diversity
 from vpo_lab.profiles import PROFILES, Profile, get_profile
 from vpo_lab.progress import duration
 from vpo_lab.storage import only_one_in, read_json, write_bytes, write_json
@@ -134,7 +135,8 @@ class Job:
 
     def run(self) -> None:
         """Train or resume it, then sample its pools; LabError if another process is at it."""
-        stage, method = self.folder / self.variant, VARIANTS[self.variant].method
+        stage = self.folder / self.variant
+        method = "" if self.start is None else VARIANTS[self.variant].method
         stage.mkdir(parents=True, exist_ok=True)
         with only_one_in(stage):  # the child of a killed experiment may still be at work
             if self.is_done:
@@ -146,8 +148,7 @@ class Job:
                 train_rl(self.profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
             for pool in self.pools:
                 name, at, _ = pool.partition("@")
-                cooler = {"evaluation.temperature": COOLER} if at else {}
-                profile, method = self.profile.with_overrides(cooler), "" if self.start is None else method
+                profile = self.profile.with_overrides({"evaluation.temperature": COOLER} if at else {})
                 evaluate(profile, name, self.folder, self.seed, method=method, suffix=pool[len(name) :])
 
 
@@ -163,16 +164,13 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
             if name not in known:
                 raise LabError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
     jobs: dict[Job, None] = {}
-    for ablations in (False, True):
-        for seed in seeds or range(SEEDS):
-            for world in worlds:
-                for name in variants:
-                    variant = VARIANTS[name]
-                    wanted = (world in variant.worlds or world not in WORLDS) and (seeds or seed < variant.seeds)
-                    if wanted and (variant.seeds < SEEDS) == ablations:
-                        job = Job(root, world, name, seed)
-                        jobs.update({job.start: None} if job.start else {})
-                        jobs[job] = None
+    for ablations, seed, world, name in product((False, True), seeds or range(SEEDS), worlds, variants):
+        variant = VARIANTS[name]
+        wanted = (world in variant.worlds or world not in WORLDS) and (seeds or seed < variant.seeds)
+        if wanted and (variant.seeds < SEEDS) == ablations:
+            job = Job(root, world, name, seed)
+            jobs.update({job.start: None} if job.start else {})
+            jobs[job] = None
     return list(jobs)
 
 
@@ -195,27 +193,29 @@ def run_experiment(jobs: list[Job], workers: int = 0) -> list[Job]:
     from rich.live import Live
 
     workers = workers or os.cpu_count() or 1
-    waiting = [job for job in jobs if not job.is_done]
+    done = {job for job in jobs if job.is_done}
+    waiting = [job for job in jobs if job not in done]
     running: dict[Job, subprocess.Popen] = {}
-    board = _Board(jobs, done_before=len(jobs) - len(waiting))
-    with Live(board.table(running), refresh_per_second=1) as live:
+    board = _Board(jobs, done_before=len(done))
+    with Live(board.table(running, done), refresh_per_second=1) as live:
         try:
             while waiting or running:
                 for job in [job for job, process in running.items() if process.poll() is not None]:
                     running.pop(job)
-                ready = [job for job in waiting if job.start is None or job.start.is_done]
+                    done |= {job} if job.is_done else set()
+                ready = [job for job in waiting if job.start is None or job.start in done]
                 for job in ready[: workers - len(running)]:
                     waiting.remove(job)
                     running[job] = _launch(job)
                 if not running:
                     break  # what still waits needs a start that failed
-                live.update(board.table(running))
+                live.update(board.table(running, done))
                 time.sleep(1)
         finally:
             for process in running.values():
                 process.terminate()
-        live.update(board.table(running))
-    return [job for job in jobs if not job.is_done]
+        live.update(board.table(running, done))
+    return [job for job in jobs if job not in done]
 
 
 def _launch(job: Job) -> subprocess.Popen:
@@ -240,14 +240,13 @@ class _Board:
     def __init__(self, jobs: list[Job], done_before: int):
         self.jobs, self.done_before, self.begin = jobs, done_before, time.monotonic()
 
-    def table(self, running: dict[Job, subprocess.Popen]):
+    def table(self, running: Iterable[Job], done: set[Job]):
         from rich.table import Table
 
-        done = sum(job.is_done for job in self.jobs)
         spent = time.monotonic() - self.begin
-        new = done - self.done_before + sum(_progress(job) for job in running)
+        new = len(done) - self.done_before + sum(_progress(job) for job in running)
         eta = f"ETA {duration(spent / new * (len(self.jobs) - self.done_before - new))}" if new > 0 else "ETA --"
-        table = Table(title=f"{done} of {len(self.jobs)} jobs, {duration(spent)}, {eta}")
+        table = Table(title=f"{len(done)} of {len(self.jobs)} jobs, {duration(spent)}, {eta}")
         seeds = sorted({job.seed for job in self.jobs})
         table.add_column("world")
         table.add_column("variant")
@@ -255,17 +254,17 @@ class _Board:
             table.add_column(f"seed {seed}", justify="right")
         by_name = {(job.world, job.variant, job.seed): job for job in self.jobs}
         for world, variant in dict.fromkeys((job.world, job.variant) for job in self.jobs):
-            cells = [self._cell(by_name.get((world, variant, seed)), running) for seed in seeds]
+            cells = [self._cell(by_name.get((world, variant, seed)), running, done) for seed in seeds]
             table.add_row(world, variant, *cells)
         return table
 
     @staticmethod
-    def _cell(job: Job | None, running: dict) -> str:
+    def _cell(job: Job | None, running: Iterable[Job], done: set[Job]) -> str:
         if job is None:
             return ""
         if job in running:
             return f"{_progress(job):.0%}"
-        return "done" if job.is_done else "failed" if (job.folder / job.variant / "job.log").exists() else "."
+        return "done" if job in done else "failed" if (job.folder / job.variant / "job.log").exists() else "."
 
 
 def _progress(job: Job) -> float:
@@ -292,9 +291,9 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
     a few requests. Returns the paths.
     """
-    runs, budgets, curves = [], [], []
+    runs, budgets, curves, examples = [], [], [], {}
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
-    for job in done:
+    for job in sorted(done, key=lambda job: job.seed):
         log = read_log(job.folder / job.variant)
         if job.start is not None:
             curves += _curve(job, log)
@@ -302,14 +301,16 @@ def collect(done: list[Job], out: Path) -> list[Path]:
             pool = Pool.load(pool_path(job.folder, name))
             key = {"world": job.world, "variant": name, "seed": job.seed}
             runs.append({**key, **_describe(job, pool, log)})
+            if VARIANTS[job.variant].seeds == SEEDS and "@" not in name:
+                _add_examples(examples, job, pool)
             for k in BUDGETS:
-                row = {**key, "k": k, "tokens": round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2)}
+                row = {**key, "k": k, "tokens": tokens_at_k(pool, k)}
                 for metric in metrics_of(pool):
                     values_N = at_k(pool, metric, k)
                     values.setdefault((job.world, name, metric, k), {})[job.seed] = values_N
                     row[metric] = round(float(values_N.mean()), 5)
                 budgets.append(row)
-    write_json(out / "examples.json", _examples(done))
+    write_json(out / "examples.json", examples)
     tables = {"runs": runs, "budgets": budgets, "curves": curves, "intervals": _intervals(values)}
     paths = [out / "examples.json"]
     for name, rows in tables.items():
@@ -324,18 +325,13 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     return paths
 
 
-def _examples(jobs: list[Job], requests: int = 4, size: int = 3) -> dict:
-    """world -> requests with the first set of each main variant's lowest seed: what a figure can draw."""
-    examples: dict[str, dict[str, dict]] = {}
-    for job in sorted(jobs, key=lambda job: job.seed):
-        for name in [name for name in job.pools if VARIANTS[job.variant].seeds == SEEDS and "@" not in name]:
-            pool = Pool.load(pool_path(job.folder, name))
-            rewards_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
-            for n in range(min(requests, len(pool.ids))):
-                sets = examples.setdefault(job.world, {}).setdefault(pool.ids[n], {})
-                answers = [answer for chain in pool.answers[n] for answer in chain][:size]
-                sets.setdefault(name, {"answers": answers, "rewards": rewards_NnD[n, :size].round(4).tolist()})
-    return examples
+def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size: int = 3) -> None:
+    """The first set of a few requests, of each main variant's first seed: world -> request -> variant."""
+    rewards_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+    for n in range(min(requests, len(pool.ids))):
+        sets = examples.setdefault(job.world, {}).setdefault(pool.ids[n], {})
+        answers = [answer for chain in pool.answers[n] for answer in chain][:size]
+        sets.setdefault(pool.name, {"answers": answers, "rewards": rewards_NnD[n, :size].round(4).tolist()})
 
 
 def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
@@ -343,8 +339,6 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
     profile, method = job.profile, VARIANTS[job.variant].method
     flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
     texts_N = [[answer for chain in row for answer in chain] for row in pool.answers]
-    correlation_DD = objective_collinearity(flat_NnD.reshape(-1, len(pool.objectives)))
-    off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
     trained = {}
     if job.start is not None:
         rollouts = profile.rl.rollouts // profile.rl.group_size * group_size_of(profile, method)
@@ -360,7 +354,7 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
         **trained,
         "distinct_answers": round(float(np.mean([distinct_share(texts) for texts in texts_N])), 4),
         "reward_diversity": round(float(np.mean(reward_diversity(flat_NnD))), 4),
-        "correlation": round(float(np.nanmean(off_diagonal)), 4) if np.isfinite(off_diagonal).any() else "",
+        "correlation": collinearity(pool),
         **{f"mean_{name}": round(float(flat_NnD[..., d].mean()), 4) for d, name in enumerate(pool.objectives)},
     }
 
