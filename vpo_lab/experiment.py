@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -119,7 +119,7 @@ class Job:
     def settings(self) -> dict:
         """What its results depend on."""
         profile = self.profile
-        settings = {"method": VARIANTS[self.variant].method, **json.loads(json.dumps(asdict(profile)))}
+        settings = {"method": VARIANTS[self.variant].method, **profile.settings()}
         if self.start is None:  # how others go on from it is no matter to a start
             settings["rl"] = {"candidates": profile.rl.candidates}
         return settings

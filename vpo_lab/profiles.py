@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from vpo_lab.errors import LabError
 
@@ -14,13 +14,15 @@ from vpo_lab.errors import LabError
 class Policy:
     """Which model, and how it is loaded."""
 
-    backend: str  # "scratch": built from a config; "transformers"; "unsloth": a CUDA GPU, vLLM rollouts
+    backend: str  # one of policy.BACKENDS: "scratch", "transformers", "vllm", "unsloth"
     model: str  # a hub id or folder; for "scratch" only a label
     lora_rank: int = 0  # 0: all weights are trained
     lora_alpha: int = 32
     dtype: str = "float32"
     max_prompt_tokens: int = 256
     max_answer_tokens: int = 15  # of one answer; a chain gets M times as many
+    gpu_share: float = 0.5  # of a GPU's memory that vLLM may take, its copy of the weights included
+    vllm_server: str = ""  # "vllm" only: the address of a `trl vllm-serve`; "": vLLM runs beside the training
     # Shape of a "scratch" model (Qwen3 architecture).
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -39,6 +41,8 @@ class SFT:
     schedule: str = "cosine"
     warmup_share: float = 0.1
     train_rows: int = 0  # how many train rows feed it; 0: all
+    chains: str = "task"  # beside the gold, a chain shows the task's demonstrations, or the policy's "own" samples
+    own_samples: int = 8  # per row, from which chains of "own" are packed
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Evaluation:
     top_p: float = 1.0
     batch: int = 600  # completions sampled at once
     bootstrap: int = 2000
+    every: int = 0  # RL steps between two looks at held-out requests while training; 0: none
+    watched: int = 16  # requests of such a look
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,16 @@ class Profile:
             (rl.weight_draws >= 1, f"rl.weight_draws (K) = {rl.weight_draws}: at least 1"),
             (rl.alpha > 0, f"rl.alpha = {rl.alpha}: must be positive"),
             (rl.sampler in ("sobol", "iid"), f"rl.sampler = {rl.sampler!r}: 'sobol' or 'iid'"),
+            (self.sft.chains in ("task", "own"), f"sft.chains = {self.sft.chains!r}: 'task' or 'own'"),
+            (
+                self.sft.chains == "task" or self.sft.own_samples >= rl.candidates,
+                f"sft.own_samples = {self.sft.own_samples}: at least rl.candidates (M) = {rl.candidates}",
+            ),
+            (0 < self.policy.gpu_share < 1, f"policy.gpu_share = {self.policy.gpu_share}: between 0 and 1"),
+            (
+                evaluation.every >= 0 and evaluation.watched >= 1,
+                f"evaluation.every = {evaluation.every}: 0 (never) or more; evaluation.watched: at least 1",
+            ),
             (rl.credit in ("set", "answer"), f"rl.credit = {rl.credit!r}: 'set' or 'answer'"),
             (rl.duplicates in ("keep", "drop"), f"rl.duplicates = {rl.duplicates!r}: 'keep' or 'drop'"),
             (rl.diversity >= 0, f"rl.diversity = {rl.diversity}: 0 (none) or more"),
@@ -160,10 +176,21 @@ class Profile:
                 raise LabError(f"profile {self.name!r}: {message}")
         return self
 
+    def settings(self) -> dict:
+        """What results depend on, as JSON holds it. A field at its default is left out: new fields change nothing."""
+        settings = {k: v for k, v in _unusual(self).items() if k not in ("minutes", "track")}
+        return json.loads(json.dumps(settings))
+
     def fingerprint(self) -> str:
         """12 hex digits that change when any setting that affects results changes."""
-        settings = {k: v for k, v in asdict(self).items() if k not in ("minutes", "track")}
+        settings = self.settings()
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _unusual(node) -> dict:
+    """The fields of a dataclass that have no default, or another value than it."""
+    values = {f.name: getattr(node, f.name) for f in fields(node) if getattr(node, f.name) != f.default}
+    return {name: _unusual(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def _replace_path(node, path: str, parts: list[str], value):
