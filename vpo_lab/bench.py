@@ -240,7 +240,7 @@ def training_in_turns(
     from vpo_lab import training
 
     built = []
-    with patch.object(training, "_train", lambda *arguments: built.append(arguments)):
+    with patch.object(training, "run_stage", lambda *arguments: built.append(arguments)):
         training.train_rl(profile, method, run_dir, seed=0, name=name)  # up to the trainer: it trains below
     [(ours, *rest)] = built
     arguments = copy.copy(ours.args)
@@ -254,7 +254,7 @@ def training_in_turns(
         train_dataset=ours.train_dataset,
     )
     bare.remove_callback(PrinterCallback)
-    work = [lambda: training._train(ours, *rest), bare.train]
+    work = [lambda: training.run_stage(ours, *rest), bare.train]
     turns, steps = Turns(2), ([], [])
     for number, trainer in enumerate((ours, bare) if ours_first else (bare, ours)):
         trainer.add_callback(step_clock(turns, number, steps[trainer is bare]))
@@ -273,7 +273,8 @@ def bench_training_step() -> list[Row]:
     """A tiny training step beside that of a bare trl.GRPOTrainer, and the share of it that the reward takes."""
     # Heavy, and only needed here.
     from vpo_lab.profiles import get_profile
-    from vpo_lab.training import group_size_of, read_log, train_sft
+    from vpo_lab.stages import read_log
+    from vpo_lab.training import group_size_of, train_sft
 
     profile = get_profile("tiny", {"sft.steps": 150, **FROZEN})
     rl, rows = profile.rl, []

@@ -16,6 +16,8 @@ Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a profile field, e.g. rl.steps=20.")
 ]
 
+Hours = Annotated[float, typer.Option(help="End RL in time for an evaluation within these hours; 0: train all steps.")]
+
 
 @app.command()
 def run(
@@ -28,6 +30,7 @@ def run(
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A further notebook parameter.")
     ] = None,
     one_at_a_time: Annotated[bool, typer.Option(help="Never run two notebooks side by side.")] = False,
+    max_hours: Hours = 0.0,
 ) -> None:
     """Run the five notebooks; started again after a kill, continue where it was."""
     from vpo_lab.pipeline import run_pipeline
@@ -38,11 +41,34 @@ def run(
         overrides["data"] = str(Path(data).resolve())
     parameters = _assignments(parameter, "-p")
     try:
-        path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None)
+        path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None, max_hours)
     except KeyboardInterrupt:  # here, because typer ends the process before main() could see it
         print("stopped; the same command continues where it was", file=sys.stderr)
         raise typer.Exit(130) from None
     print_summary(path)
+
+
+@app.command()
+def train(
+    stages: Annotated[list[str], typer.Argument(help="sft or methods, e.g. sft grpo vpo.")],
+    profile: Annotated[str, typer.Option(help="tiny, smoke or qwen3-1.7b.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    run_dir: Annotated[str, typer.Option(help="Where results go; default runs/PROFILE.")] = "",
+    data: Annotated[str, typer.Option(help="A parquet file or folder, instead of the task's own source.")] = "",
+    settings: Setting = None,
+    max_hours: Hours = 0.0,
+) -> None:
+    """Train stages without notebooks, e.g. on several GPUs: accelerate launch -m vpo_lab.cli train sft vpo.
+
+    `vpo-lab run` with the same options then finds them trained, evaluates and reports.
+    """
+    from vpo_lab.pipeline import train_stages
+
+    overrides = _assignments(settings, "--set")
+    if data:
+        overrides["data"] = str(Path(data).resolve())
+    for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
+        print(policy)
 
 
 @app.command()
@@ -112,6 +138,22 @@ def doctor() -> None:
     from vpo_lab.doctor import print_report
 
     raise typer.Exit(print_report())
+
+
+@app.command()
+def plan(
+    profile: Annotated[str, typer.Option(help="tiny, smoke or qwen3-1.7b.")] = "qwen3-1.7b",
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="A card's name or its GB; default 24, 40 and 80.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="How many such cards share the rollouts of a step.")] = 1,
+    settings: Setting = None,
+) -> None:
+    """Estimate the memory and the time of a full-size run, before a GPU is rented."""
+    from vpo_lab.plan import print_plan
+    from vpo_lab.profiles import get_profile
+
+    print_plan(get_profile(profile, _assignments(settings, "--set")), gpu or [], gpus)
 
 
 def _assignments(items: list[str] | None, option: str) -> dict:

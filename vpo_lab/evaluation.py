@@ -31,10 +31,12 @@ from vpo_lab.metrics import (
 from vpo_lab.policy import load_policy, render_prompt, sample
 from vpo_lab.profiles import Profile
 from vpo_lab.progress import StageProgress
+from vpo_lab.rollouts import score_rollouts
 from vpo_lab.scalarization import dirichlet_weights
+from vpo_lab.stages import POLICY, stopped_at
 from vpo_lab.storage import commit, read_json, write_json
 from vpo_lab.tasks import Task, get_task
-from vpo_lab.training import POLICY, candidates_of, load_rows, score_rollouts, some_goal
+from vpo_lab.training import candidates_of, load_rows, some_goal
 
 SOLVED = 1 - 1e-9
 
@@ -289,6 +291,7 @@ def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
     pools = {name: Pool.load(pool_path(run_dir, name)) for name in pool_names(profile)}
     pairs = [("vpo", other) for other in pools if other != "vpo"] if "vpo" in pools else []
     task = get_task(profile.task)
+    stopped = {name: stopped_at(Path(run_dir) / name) for name in profile.methods}
     summary = {
         "profile": profile.name,
         "fingerprint": profile.fingerprint(),
@@ -297,6 +300,8 @@ def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
         "versions": versions(),
         "commit": commit(),
         "interval": "95% percentile bootstrap over requests, one training seed",
+        # Methods whose training was ended by --max-hours, with the step after which it was.
+        "stopped": {name: f"{at['step']} of {at['steps']} steps" for name, at in stopped.items() if at},
         "methods": {name: describe(pool, budgets, resamples) for name, pool in pools.items()},
         "paired_differences": {
             f"{a} - {b}": {

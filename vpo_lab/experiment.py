@@ -27,8 +27,9 @@ from vpo_lab.evaluation import Pool, at_k, collinearity, evaluate, metrics_of, p
 from vpo_lab.metrics import distinct_share, reward_diversity
 from vpo_lab.profiles import PROFILES, Profile, get_profile
 from vpo_lab.progress import duration
+from vpo_lab.stages import LOG, POLICY, read_log
 from vpo_lab.storage import only_one_in, read_json, write_bytes, write_json
-from vpo_lab.training import LOG, POLICY, group_size_of, read_log, train_rl, train_sft
+from vpo_lab.training import group_size_of, train_rl, train_sft
 
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 SEEDS = 5

@@ -13,19 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpo_lab.advantages import get_method
 from vpo_lab.errors import LabError
 from vpo_lab.evaluation import pool_names, pool_path
 from vpo_lab.policy import check_backend
+from vpo_lab.processes import environment_kept, first_ones, rank, wait_for_all
 from vpo_lab.profiles import Profile, get_profile
 from vpo_lab.progress import duration
+from vpo_lab.stages import LOG, TRAIN_UNTIL, has_policy
 from vpo_lab.storage import default_run_dir, only_one_in, open_run, read_json, write_bytes
 from vpo_lab.tasks import get_task
-from vpo_lab.training import LOG
+from vpo_lab.training import train_rl, train_sft
 
 # Notebooks of one wave do not need each other and run side by side. `share` is how much of a tiny
 # run a notebook takes; `stage` and `steps` say how far its training is.
@@ -36,6 +38,7 @@ WAVES = (
     ("05_bestk_and_pareto",),
 )
 STAGES = {"02_sft_warmup": "sft", "03_grpo_baseline": "grpo", "04_vpo_training": "vpo"}
+FOR_EVALUATION = 0.15  # of --max-hours
 SHARES = {
     "01_reward_vectors": 0.01,
     "02_sft_warmup": 0.2,
@@ -77,11 +80,13 @@ def run_pipeline(
     overrides: dict | None = None,
     parameters: dict | None = None,
     side_by_side: bool | None = None,
+    max_hours: float = 0.0,
 ) -> Path:
     """Execute 01 to 05 into the run folder; returns the path of its `summary.json`.
 
     `overrides` changes profile fields by dotted name; `parameters` are further papermill
     parameters, which every notebook has to declare. `side_by_side` None: where there are two cores.
+    `max_hours`: RL ends in time for an evaluation, each method with an equal share; 0: no limit.
     Raises LabError with one line on a wrong setting, a run folder of another run, a failed notebook.
     """
     profile = get_profile(profile_name, overrides)
@@ -91,6 +96,8 @@ def run_pipeline(
         get_method(method)
         if method not in STAGES.values():
             raise LabError(f"no notebook trains {method!r}: call vpo_lab.training.train_rl for it, as 04 does for vpo")
+    if max_hours < 0:
+        raise LabError(f"--max-hours = {max_hours}: 0 (no limit) or more")
     check_backend(profile)
     for split in ("train", "test"):
         get_task(profile.task).load(profile.data or None, split)  # a wrong path ends here, not in 02
@@ -105,7 +112,8 @@ def run_pipeline(
     if side_by_side is None:
         side_by_side = (os.cpu_count() or 1) >= 2 and profile.policy.backend == "scratch"
     jobs = {name: Job(name, source, run / f"{name}.ipynb") for name, source in sources.items()}
-    with only_one_in(run), _kernel_environment():
+    with only_one_in(run), _kernel_environment(max_hours):
+        _take_up_stopped(jobs)
         display = Display(profile, run, list(jobs.values()))
         for wave in WAVES:
             waiting = [jobs[name] for name in wave if not jobs[name].done]
@@ -115,6 +123,36 @@ def run_pipeline(
     if not (run / "summary.json").exists():
         raise LabError(f"05 ended without {run / 'summary.json'}: delete {run / WAVES[-1][0]}.ipynb and run again")
     return run / "summary.json"
+
+
+def train_stages(
+    profile_name: str,
+    stages: list[str],
+    seed: int = 0,
+    run_dir: str | Path = "",
+    overrides: dict | None = None,
+    max_hours: float = 0.0,
+) -> list[Path]:
+    """Train stages ("sft" or methods) in this process, or in all that `accelerate launch` started.
+
+    Returns their policies. `max_hours` is for these stages alone. Raises LabError as `run_pipeline` does.
+    """
+    profile = get_profile(profile_name, overrides)
+    methods = tuple(stage for stage in stages if stage != "sft")
+    for method in methods:
+        get_method(method)
+    check_backend(profile)
+    run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
+    if rank() == 0:
+        open_run(run, profile, seed)
+    wait_for_all()
+    if max_hours:
+        os.environ[TRAIN_UNTIL] = str(first_ones(time.time() + 3600 * max_hours))
+    sharing = replace(profile, methods=methods)  # only these have a share of the hours
+    with only_one_in(run) if rank() == 0 else nullcontext():
+        return [
+            train_sft(profile, run, seed) if stage == "sft" else train_rl(sharing, stage, run, seed) for stage in stages
+        ]
 
 
 def check_parameters(notebook: Path, values: dict) -> None:
@@ -136,20 +174,23 @@ def check_parameters(notebook: Path, values: dict) -> None:
             )
 
 
+def _take_up_stopped(jobs: dict[str, Job]) -> None:
+    """A stage that ran out of time in an earlier run goes on: its notebook, and 05, run again."""
+    stopped = [name for name, stage in STAGES.items() if not has_policy(jobs[name].target.parent / stage)]
+    last = WAVES[-1][0]
+    for name in [*stopped, last] if any(jobs[name].done for name in stopped) else []:
+        jobs[name].target.unlink(missing_ok=True)
+
+
 @contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """What every kernel inherits: one OpenMP thread each, and no live widgets."""
+def _kernel_environment(max_hours: float) -> Iterator[None]:
+    """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
     wanted = {"VPO_LAB_HEADLESS": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
+    if max_hours:
+        wanted[TRAIN_UNTIL] = str(time.time() + 3600 * max_hours * (1 - FOR_EVALUATION))
+    with environment_kept(*wanted):
+        os.environ.update(wanted)
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _run_batch(jobs: list[Job], values: dict, display: Display) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from vpo_lab.processes import rank
+
 SHOWN = ("loss", "mean_reward", "best_of_rollout", "set_reward")
 
 
@@ -41,12 +43,16 @@ class StageProgress:
         """Remember the latest values of the metrics that are shown."""
         self.figures = "  ".join(f"{key} {figures[key]:.3f}" for key in SHOWN if key in figures)
 
-    def close(self) -> None:
-        self.update(self.steps)
-        if not self.in_notebook:
+    def close(self, done: int | None = None) -> None:
+        """Leave the line as it is at the end, after `done` steps (None: all)."""
+        self.shown_at = 0.0
+        self.update(self.steps if done is None else done)
+        if not self.in_notebook and rank() == 0:
             print(file=sys.stderr)
 
     def _show(self, line: str) -> None:
+        if rank() > 0:
+            return
         if not self.in_notebook:
             print(f"\r{line:<110}", end="", file=sys.stderr, flush=True)
             return

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpo_lab.errors import LabError
+from vpo_lab.stages import read_log
 from vpo_lab.storage import read_json, write_bytes
-from vpo_lab.training import read_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 from toolrl_rows import write_parquet
 
-from vpo_lab import training
+from vpo_lab import rollouts, training
 from vpo_lab.evaluation import evaluate, summarize
 from vpo_lab.policy import render_prompt
 from vpo_lab.profiles import Profile, get_profile
+from vpo_lab.rollouts import VectorReward
+from vpo_lab.stages import read_log
 from vpo_lab.tasks import get_task
 from vpo_lab.tiny_model import SPECIAL
-from vpo_lab.training import VectorReward, load_rows, read_log, train_rl, train_sft
+from vpo_lab.training import load_rows, train_rl, train_sft
 
 TASK = get_task("toolrl")
 METHODS = ("grpo", "vpo")
@@ -127,7 +129,7 @@ class Rehearsal:
 @pytest.fixture(scope="module")
 def rehearsal(profile, tmp_path_factory) -> Rehearsal:
     run = Rehearsal(tmp_path_factory.mktemp("run"), profile)
-    load_policy, score_rollouts = training.load_policy, training.score_rollouts
+    load_policy, score_rollouts = training.load_policy, rollouts.score_rollouts
 
     def remembered(*args):
         model, tokenizer = load_policy(*args)
@@ -149,7 +151,7 @@ def rehearsal(profile, tmp_path_factory) -> Rehearsal:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "load_policy", remembered)
-        patch.setattr(training, "score_rollouts", with_pay_for_letters)
+        patch.setattr(rollouts, "score_rollouts", with_pay_for_letters)
         patch.setattr(training, "VectorReward", PaysWithoutAnEnd)
         train_sft(profile, run.folder, seed=0)
         for method in METHODS:
@@ -248,7 +250,8 @@ def test_the_real_rows_fit_the_full_profile(toolrl_dir, tmp_path):
         assert 0.99 * size <= len(rows) <= size
         for row in rows:
             assert render_prompt(tokenizer, row["prompt"], 3).endswith("<think>\n\n</think>\n\n")
-    examples = training._sft_dataset(profile, TASK, tokenizer, seed=0)
+    rows = load_rows(profile, TASK, "train", tokenizer, limit=profile.sft.train_rows)
+    examples = training._sft_dataset(profile, tokenizer, TASK, rows, TASK.demonstrations, seed=0)
     limit = profile.policy.max_answer_tokens * profile.rl.candidates
     for example in examples.select(range(100)):
         answer = [label for label in example["labels"] if label != -100]

@@ -9,22 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vpo_lab import policy, training
+from vpo_lab import policy, rollouts, stages, training
 from vpo_lab.advantages import METHODS, Method, answer_advantages
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
 from vpo_lab.policy import load_policy, render_prompt
 from vpo_lab.profiles import get_profile
+from vpo_lab.rollouts import VectorReward, answer_of_tokens, score_rollouts
+from vpo_lab.stages import read_log
 from vpo_lab.tasks import get_task
 from vpo_lab.tiny_model import train_tokenizer
 from vpo_lab.training import (
-    VectorReward,
-    answer_of_tokens,
     candidates_of,
     group_size_of,
     load_rows,
-    read_log,
-    score_rollouts,
     train_rl,
     train_sft,
 )
@@ -87,7 +85,7 @@ def letters(monkeypatch):
             [[[sum(c in g for c in part) / max(len(part), 1) for g in groups] for part in row] for row in parts]
         )
 
-    monkeypatch.setattr(training, "score_rollouts", score)
+    monkeypatch.setattr(rollouts, "score_rollouts", score)
 
 
 # --- Scores -----------------------------------------------------------------------------------
@@ -337,7 +335,7 @@ def test_the_loss_receives_one_advantage_per_answer_at_its_tokens(run, letters, 
     from trl import GRPOTrainer
 
     # The policy knows no tags yet: its answers are the thirds of what it writes.
-    monkeypatch.setattr(training, "answer_ends", lambda text, m: [len(text) * j // m for j in range(1, m)])
+    monkeypatch.setattr(rollouts, "answer_ends", lambda text, m: [len(text) * j // m for j in range(1, m)])
     computed, used = [], []
     spy(monkeypatch, Method, "advantages", lambda result, *a, **k: computed.append(result))
     spy(monkeypatch, GRPOTrainer, "_compute_loss", lambda loss, model, inputs: used.append(dict(inputs)))
@@ -377,14 +375,15 @@ def pairs(batches) -> list[tuple]:
 @pytest.mark.parametrize("method, m, group_size", [("grpo", 1, 12), ("vpo", 3, 4), ("vpo_pool", 3, 4)])
 def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m, group_size):
     given = []
-    monkeypatch.setattr(training, "_train", lambda trainer, *rest: given.append((trainer, rest)))
+    monkeypatch.setattr(training, "run_stage", lambda trainer, *rest: given.append((trainer, rest)))
     settings = {"rl__temperature": 0.9, "rl__max_grad_norm": 0.3, "rl__warmup_steps": 7, "rl__checkpoint_every": 5}
     options = {"weight_draws": 9, "alpha": 2.0, "sampler": "iid", "shared_draws": False, "pool": 1}
     options |= {"diversity": 0.1, "duplicates": "drop", "credit": "set"}
     settings |= {f"rl__{name}": value for name, value in options.items()} | {"rl__schedule": "linear"}
     profile = small(rl__steps=11, rl__micro_rollouts=4, **settings)
     train_rl(profile, method, run, seed=4)
-    ((trainer, (stage, steps, _)),) = given
+    ((trainer, (stage, steps, _, stop_at)),) = given
+    assert stop_at is None  # no --max-hours
     args = trainer.args
     assert (args.temperature, args.max_grad_norm, args.warmup_steps, args.save_steps) == (0.9, 0.3, 7, 5)
     assert (args.max_steps, args.learning_rate, args.seed) == (11, 1e-3, 4) and (stage, steps) == (run / method, 11)
@@ -427,7 +426,9 @@ def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, t
 
 
 def test_half_of_the_sft_rows_ask_for_a_chain_and_every_row_meets_both(tokenizer):
-    data = training._sft_dataset(small(sft__steps=16), TASK, tokenizer, seed=0)
+    profile = small(sft__steps=16)
+    rows = load_rows(profile, TASK, "train", tokenizer, limit=profile.sft.train_rows)
+    data = training._sft_dataset(profile, tokenizer, TASK, rows, TASK.demonstrations, seed=0)
     texts = [tokenizer.decode(ids) for ids in data["input_ids"]]
     chains = ["3 different answers" in text for text in texts]
     assert len(texts) == 128 and sum(chains) == 64
@@ -506,9 +507,9 @@ def test_a_line_cut_by_a_kill_is_skipped(tmp_path):
 
 def test_steps_after_the_checkpoint_leave_the_log(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    training._drop_log_after(tmp_path / "log.jsonl", 2)
+    stages._drop_log_after(tmp_path / "log.jsonl", 2)
     assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]
-    training._drop_log_after(tmp_path / "absent.jsonl", 2)
+    stages._drop_log_after(tmp_path / "absent.jsonl", 2)
     assert not (tmp_path / "absent.jsonl").exists()
 
 
@@ -535,7 +536,7 @@ def kill_at(monkeypatch, step: int) -> None:
         if done >= step:
             raise Killed
 
-    monkeypatch.setattr(training.StageProgress, "update", update)
+    monkeypatch.setattr(stages.StageProgress, "update", update)
 
 
 def kept(folder: Path) -> dict:
@@ -631,8 +632,14 @@ def test_tracking_needs_a_key(run, monkeypatch):
     profile = small(track=True)
     assert training._common_arguments(profile, run, 0)["report_to"] == []
     monkeypatch.setenv("WANDB_API_KEY", "a")
-    assert training._common_arguments(profile, run, 0)["report_to"] == ["wandb"]
     assert training._common_arguments(small(), run, 0)["report_to"] == []
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    assert training._common_arguments(profile, run, 0)["report_to"] == []  # wandb is not installed
+    monkeypatch.setattr(training, "find_spec", lambda name: object())
+    for name in ("WANDB_PROJECT", "WANDB_DIR"):
+        monkeypatch.setenv(name, "mine")
+    assert training._common_arguments(profile, run, 0)["report_to"] == ["wandb"]
+    assert training._common_arguments(profile, run / "vpo", 0)["run_name"] == "smoke-vpo-seed0"
 
 
 def test_the_manifest_of_a_policy_names_its_shape(run, letters):
