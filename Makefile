@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test lint bench figures publish doctor lab clean
+.PHONY: help setup run test lint contracts bench figures publish doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -25,11 +25,15 @@ run: setup  ## the five notebooks, about a quarter of an hour; killed, it contin
 
 test: setup  ## everything that needs no GPU
 	$(BIN)/ruff check .
-	$(BIN)/pytest tests/static tests/unit tests/pipeline
+	$(BIN)/pytest tests/static tests/contract tests/unit tests/pipeline
 
 lint: setup  ## fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+contracts: setup  ## after a change of GPU pins: read anew from the wheels (0.4 GB) what Unsloth and vLLM accept
+	$(BIN)/python tests/contract/refresh.py
+	$(BIN)/pytest -q tests/contract
 
 bench: setup  ## scorer, set reward, advantages, their share of a training step, import time
 	$(BIN)/python -m vpo_lab.bench

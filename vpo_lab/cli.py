@@ -63,12 +63,13 @@ def train(
     `vpo-lab run` with the same options then finds them trained, evaluates and reports.
     """
     from vpo_lab.pipeline import train_stages
+    from vpo_lab.processes import say
 
     overrides = _assignments(settings, "--set")
     if data:
         overrides["data"] = str(Path(data).resolve())
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
-        print(policy)
+        say(str(policy))
 
 
 @app.command()
