@@ -39,6 +39,13 @@ def group_size_of(profile: Profile, method: str) -> int:
     return profile.rl.group_size * profile.rl.candidates // candidates_of(profile, method)
 
 
+def method_of(profile: Profile, name: str) -> Method:
+    """The method of that name with the profile's options, but for those that make it what it is."""
+    method = get_method(name)
+    free = set(method.option_names) - set(dict(method.options))
+    return method.with_options(**{name: getattr(profile.rl, name) for name in free if hasattr(profile.rl, name)})
+
+
 def some_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
     """A random weighting for a prompt to state, in tenths."""
     return dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))
@@ -126,11 +133,7 @@ def train_rl(
     `name` is the folder of the stage in the run (the method's, if empty), `start` that of the warmup.
     Finished work is not repeated; a killed stage continues from its last whole checkpoint.
     """
-    rl = profile.rl
-    method = get_method(method_name)
-    fixed = dict(method.options)
-    chosen = {n: getattr(rl, n) for n in method.option_names if n not in fixed and hasattr(rl, n)}
-    method = method.with_options(**chosen)
+    rl, method = profile.rl, method_of(profile, method_name)
     stage = run_dir / (name or method_name)
     if is_finished(stage):
         return stage / POLICY

@@ -98,6 +98,17 @@ def test_killed_twice_gives_the_same_results(straight, tmp_path):
     assert results(run) == results(straight[0])
 
 
+def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight, tmp_path):
+    run, calls = tmp_path / "run", tmp_path / "calls.txt"
+    finish(start(run, calls, "--max-hours", "1e-6"))
+    summary = results(run)
+    assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo": "1 of 4 steps"}
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}  # evaluated as far as it came
+    output = finish(start(run, calls))
+    assert "already done: 01, 02" in output
+    assert results(run) == results(straight[0])
+
+
 def test_another_process_in_the_same_folder_is_refused(tmp_path):
     with only_one_in(tmp_path), pytest.raises(LabError, match="in use by another process"), only_one_in(tmp_path):
         pass

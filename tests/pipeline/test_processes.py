@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from vpo_lab.advantages import get_method
 from vpo_lab.profiles import get_profile
 from vpo_lab.rollouts import VectorReward
 from vpo_lab.stages import STOPPED, read_log
 from vpo_lab.storage import read_json
 from vpo_lab.tasks import get_task
-from vpo_lab.training import train_sft
+from vpo_lab.training import method_of, train_sft
 
 HERE = Path(__file__).parent
 # Three rollouts of a group of four on one process, the fourth on the other.
@@ -65,10 +64,7 @@ def whole(start, tmp_path_factory) -> SimpleNamespace:
 def in_one_process(calls_of_a_step: list[dict], tokenizer) -> VectorReward:
     """The same rollouts, together, in this process: (advantages, advantages per token, metrics)."""
     profile = get_profile("smoke", SETTINGS)
-    method = get_method("vpo").with_options(
-        **{name: getattr(profile.rl, name) for name in ("weight_draws", "alpha", "sampler", "shared_draws", "diversity")},
-        duplicates=profile.rl.duplicates, pool=profile.rl.pool, credit=profile.rl.credit,
-    )  # fmt: skip
+    method = method_of(profile, "vpo")
     reward = VectorReward(get_task(profile.task), method, 3, profile.rl.group_size, 0, tokenizer)
     together = {
         name: [item for call in calls_of_a_step for item in call[name]]
@@ -129,6 +125,12 @@ def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_weights(whole, s
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(start, tmp_path):
-    done = launch(tmp_path / "out", new_run(start, tmp_path / "run"), "--set=rl.rollouts=32", "--set=rl.micro_rollouts=0", processes=3)
+    done = launch(
+        tmp_path / "out",
+        new_run(start, tmp_path / "run"),
+        "--set=rl.rollouts=32",
+        "--set=rl.micro_rollouts=0",
+        processes=3,
+    )
     assert done.returncode != 0
     assert "error: rl.rollouts: 32 rows cannot be split over 3 processes" in done.stderr

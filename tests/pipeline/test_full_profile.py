@@ -1,0 +1,104 @@
+"""The full profile through all five notebooks on a CPU: papermill, LoRA, real rows, W&B offline, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_qwen3 import build_model, copy_rows
+
+from vpo_lab.stages import LOOKS, read_log
+from vpo_lab.storage import read_json
+
+SETTINGS = {
+    "policy.backend": "transformers",  # no CUDA for Unsloth and vLLM
+    "policy.max_answer_tokens": 48,  # random weights seldom write an end
+    "sft.steps": 2,
+    "sft.train_rows": 8,
+    "sft.own_samples": 3,
+    "rl.steps": 3,
+    "rl.checkpoint_every": 1,
+    "evaluation.requests": 2,
+    "evaluation.candidates": 6,
+    "evaluation.budgets": [1, 3, 6],
+    "evaluation.every": 2,
+    "evaluation.watched": 2,
+}
+
+
+def start(root: Path) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "no_network"), os.environ.get("PYTHONPATH", "")]),
+        "VPO_LAB_TEST_CALLS": str(root / "calls.txt"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+    }
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
+    command = [sys.executable, "-m", "vpo_lab.cli", "run", "--profile=qwen3-1.7b", f"--run-dir={root / 'run'}"]
+    command += [f"--data={root / 'data'}", f"--set=policy.model={root / 'model'}", *settings]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def root(toolrl_dir, tmp_path_factory) -> Path:
+    """A finished run in root/run, killed while VPO trained and started again; what was there at the kill in root."""
+    root = tmp_path_factory.mktemp("full")
+    (root / "data").mkdir()
+    copy_rows(toolrl_dir, root / "data")
+    build_model(root / "data", root / "model")
+    process, deadline = start(root), time.monotonic() + 400
+    while not (root / "run/vpo/checkpoints/checkpoint-1/sealed.json").exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(3)  # kernels notice that their parent is gone
+    (root / "log_at_the_kill.jsonl").write_bytes((root / "run/vpo/log.jsonl").read_bytes())
+    (root / "last_checkpoint").write_text(str(max(len(list((root / "run/vpo/checkpoints").glob("*/sealed.json"))), 1)))
+    again = start(root)
+    output, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, output[-3000:]
+    (root / "output.txt").write_text(output)
+    return root
+
+
+def test_the_killed_run_ends_at_the_same_step_and_repeats_at_most_one_interval(root):
+    assert "already done: 01, 02, 03" in (root / "output.txt").read_text()
+    logs = {stage: read_log(root / "run" / stage) for stage in ("sft", "grpo", "vpo")}
+    assert [entry["step"] for entry in logs["sft"]] == [1, 2]
+    for stage in ("grpo", "vpo"):
+        assert [entry["step"] for entry in logs[stage]] == [1, 2, 3]
+    before = [json.loads(line) for line in (root / "log_at_the_kill.jsonl").read_text().splitlines()]
+    kept = int((root / "last_checkpoint").read_text())
+    assert len(before) - kept <= SETTINGS["rl.checkpoint_every"]
+    assert logs["vpo"][:kept] == before[:kept]  # times included: these steps were not made again
+
+
+def test_every_stage_of_the_recipe_left_its_mark(root):
+    run = root / "run"
+    for stage in ("sft", "grpo", "vpo"):
+        assert (run / stage / "policy" / "adapter_model.safetensors").exists()
+        assert not (run / stage / "policy" / "model.safetensors").exists()
+    samples = read_json(run / "sft" / "own_samples.json.gz")
+    assert len(samples) == 8 and all(len(texts) == 3 for texts in samples.values())
+    for stage in ("grpo", "vpo"):
+        looks = read_log(run / stage, LOOKS)
+        assert [look["step"] for look in looks] == [2, 3]  # every second step, and the last
+        assert {"mean_reward", "best_of_rollout", "best_of_group", "set_reward"} <= set(looks[0])
+    summary = read_json(run / "summary.json")
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"} and not summary["stopped"]
+
+
+def test_wandb_logs_each_stage_as_one_run_and_nothing_leaves_the_machine(root):
+    runs = {path.name.rpartition("-")[2] for path in (root / "run" / "wandb").glob("offline-run-*")}
+    marks = {stage: (root / "run" / stage / "wandb_id").read_text() for stage in ("sft", "grpo", "vpo")}
+    assert runs == set(marks.values()) and len(runs) == 3  # the resumed one goes on in its own
+    calls = root / "calls.txt"
+    assert not calls.exists() or calls.read_text() == ""

@@ -1,0 +1,50 @@
+"""A Qwen3 of two layers with random weights and a tokenizer of its own: what rehearses the full profile on a CPU."""
+
+import shutil
+from pathlib import Path
+
+from vpo_lab.tasks import get_task
+from vpo_lab.tiny_model import SPECIAL
+
+
+def copy_rows(real: Path, folder: Path) -> None:
+    shutil.copy(real / "train_sft400.parquet", folder / "train.parquet")
+    shutil.copy(real / "test.parquet", folder / "test.parquet")
+
+
+def build_model(data: Path, folder: Path) -> Path:
+    """A Qwen3 with random weights, and a tokenizer of 2,000 tokens trained on the rows."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from trl.chat_template_utils import qwen3_chat_template
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    rows = get_task("toolrl").load(data, "train")
+    texts = [text for row in rows for text in (*(message["content"] for message in row["prompt"]), row["gold"])]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=qwen3_chat_template
+    )
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
