@@ -1,0 +1,221 @@
+"""policy.py: backends chosen, refused and loaded; Unsloth and vLLM by stand-ins that do what their source says."""
+
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from trl import GRPOConfig
+
+from vpo_lab import policy
+from vpo_lab.errors import LabError
+from vpo_lab.policy import BACKENDS, check_backend, load_policy, sample, set_adapter, trl_arguments, window
+from vpo_lab.profiles import get_profile
+from vpo_lab.tiny_model import train_tokenizer
+
+FULL = "qwen3-1.7b"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has a GPU and every package."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(policy, "find_spec", lambda name: object())
+    monkeypatch.setattr(policy, "_too_old_gpu", lambda: "")
+    monkeypatch.setattr(policy, "_check_server", lambda address: None)
+
+
+# --- Which backend ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_is_accepted_where_all_is_there(gpu, backend):
+    check_backend(get_profile(FULL, {"policy.backend": backend}))
+
+
+@pytest.mark.parametrize(
+    "overrides, broken, words",
+    [
+        ({"policy.backend": "jax"}, {}, "unknown policy.backend 'jax': choose one of scratch, transformers"),
+        ({}, {"find_spec": lambda name: None}, "needs the package 'unsloth': pip install"),
+        ({"policy.backend": "vllm"}, {"find_spec": lambda name: None}, "needs the package 'vllm'"),
+        ({}, {"_too_old_gpu": lambda: "Tesla T4 has compute capability 7.5"}, "Tesla T4 .* want compute capability 8"),
+        ({}, {"world_size": lambda: 2}, "unsloth trains on one GPU: for several add --set policy.backend=vllm"),
+        ({"policy.vllm_server": "http://a:1"}, {}, "policy.vllm_server is for policy.backend = 'vllm'"),
+    ],
+)
+def test_what_is_missing_is_one_line(gpu, monkeypatch, overrides, broken, words):
+    for name, value in broken.items():
+        monkeypatch.setattr(policy, name, value)
+    with pytest.raises(LabError, match=words) as caught:
+        check_backend(get_profile(FULL, overrides))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("7.5, Tesla T4\n", "Tesla T4 has compute capability 7.5"),
+        ("8.9, NVIDIA L4\n", ""),
+        ("7.5, Tesla T4\n9.0, NVIDIA H100\n", ""),
+        ("", ""),
+        ("[N/A], something\n", ""),
+    ],
+)
+def test_the_driver_is_asked_for_the_capability(monkeypatch, answer, expected):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer))
+    assert policy._too_old_gpu() == expected
+
+
+def test_no_server_is_one_line(unused_port=1):
+    with pytest.raises(LabError, match=r"no vLLM server at http://127.0.0.1:1 .* start one with"):
+        policy._check_server(f"http://127.0.0.1:{unused_port}")
+
+
+def test_trl_is_told_how_to_sample():
+    assert trl_arguments(get_profile("tiny"), 3) == {"use_vllm": False}
+    unsloth = trl_arguments(get_profile(FULL), 3)
+    assert unsloth == {"use_vllm": True, "vllm_importance_sampling_correction": False}
+    profile = get_profile(FULL, {"policy.backend": "vllm", "policy.gpu_share": 0.4})
+    beside = trl_arguments(profile, 3)
+    assert beside["vllm_mode"] == "colocate" and beside["vllm_gpu_memory_utilization"] == 0.4
+    assert beside["vllm_max_model_length"] == window(profile, 3) == 4096 + 3 * 512 + policy.SLACK
+    served = trl_arguments(profile.with_overrides({"policy.vllm_server": "http://a:8000"}), 3)
+    assert served["vllm_mode"] == "server" and served["vllm_server_base_url"] == "http://a:8000"
+    for arguments in (unsloth, beside, served):
+        GRPOConfig(output_dir="x", use_cpu=True, bf16=False, **arguments)
+
+
+# --- Unsloth ----------------------------------------------------------------------------------
+
+
+def small_model(tokenizer):
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@pytest.fixture
+def unsloth(gpu, monkeypatch):
+    """A module that loads a small model where Unsloth would load a large one; counts how often."""
+    loads = []
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(**arguments):
+            loads.append(arguments)
+            tokenizer = train_tokenizer(["a b c"])
+            return small_model(tokenizer), tokenizer
+
+        @staticmethod
+        def get_peft_model(model, r, lora_alpha, lora_dropout, bias, target_modules, **_):
+            return get_peft_model(
+                model, LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=target_modules)
+            )
+
+    module = ModuleType("unsloth")
+    module.FastLanguageModel = FastLanguageModel
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    monkeypatch.setattr(policy, "_engine", {})
+    monkeypatch.setattr(policy, "_free_gpu", lambda: None)
+    for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION", "VLLM_NO_USAGE_STATS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "UNSLOTH_VLLM_STANDBY"):
+        monkeypatch.setenv(name, "0")
+    return loads
+
+
+def adapter_of(model) -> dict:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if "lora_" in name}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_one_engine_serves_all_stages_of_a_process(unsloth, tmp_path):
+    profile = get_profile(FULL)
+    model, tokenizer = load_policy(profile, None, None, seed=1)
+    fresh = adapter_of(model)
+    assert all(weight.abs().sum() == 0 for name, weight in fresh.items() if "lora_B" in name)
+    assert tokenizer.padding_side == "left"
+    for weight in model.parameters():  # a stage trains it and saves it
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight)
+    trained = adapter_of(model)
+    model.save_pretrained(tmp_path)
+    assert same(adapter_of(load_policy(profile, None, None, seed=1)[0]), fresh)  # the next stage starts afresh
+    assert not same(adapter_of(load_policy(profile, None, None, seed=2)[0]), fresh)
+    assert same(adapter_of(load_policy(profile, None, tmp_path, seed=1)[0]), trained)  # or from what was saved
+    assert len(unsloth) == 1
+
+
+def test_unsloth_gets_the_settings_of_the_profile(unsloth):
+    load_policy(get_profile(FULL, {"policy.gpu_share": 0.4}), None, None, seed=0)
+    (arguments,) = unsloth
+    assert arguments["gpu_memory_utilization"] == 0.4 and arguments["max_lora_rank"] == 32
+    assert arguments["max_seq_length"] == 4096 + 3 * 512 + policy.SLACK
+    assert arguments["fast_inference"] and arguments["load_in_4bit"] is False
+    assert arguments["dtype"] is torch.bfloat16
+
+
+def test_another_model_in_the_same_process_is_refused(unsloth):
+    load_policy(get_profile(FULL), None, None, seed=0)
+    with pytest.raises(LabError, match="restart the kernel"):
+        load_policy(get_profile("qwen3-0.6b"), None, None, seed=0)
+
+
+def test_an_adapter_of_another_shape_is_refused(tmp_path):
+    tokenizer = train_tokenizer(["a b c"])
+    maps = {"q_proj": ["q_proj"], "all": ["q_proj", "v_proj"]}
+    one, two = (get_peft_model(small_model(tokenizer), LoraConfig(r=4, target_modules=maps[n])) for n in maps)
+    two.save_pretrained(tmp_path / "two")
+    one.save_pretrained(tmp_path / "one")
+    for model, folder in ((one, "two"), (two, "one")):
+        with pytest.raises(LabError, match="is not one of this model"):
+            set_adapter(model, tmp_path / folder, seed=0)
+
+
+def test_vllm_samples_the_adapter_with_a_seed_for_each_prompt(monkeypatch):
+    tokenizer = train_tokenizer(["a b c"])
+    (a,), (b,) = tokenizer(["a", "b"], add_special_tokens=False)["input_ids"]
+    asked = []
+
+    class SamplingParams(SimpleNamespace):
+        pass
+
+    def fast_generate(prompts, sampling_params, lora_request, use_tqdm):
+        asked.append((prompts, sampling_params, lora_request))
+        answer = [a, tokenizer.eos_token_id, b]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer)]) for _ in prompts]
+
+    module = ModuleType("vllm")
+    module.SamplingParams = SamplingParams
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    model = SimpleNamespace(
+        eval=lambda: None, fast_generate=fast_generate, load_lora=lambda folder, load_tensors: ("live", load_tensors)
+    )
+    texts, lengths = sample(
+        model, tokenizer, ["b", "b", "a"], max_new_tokens=5, temperature=0.5, top_p=0.9, seed=7, batch=2
+    )
+    assert texts == ["a", "a", "a"] and lengths == [2, 2, 2]  # the end counts, what follows it does not
+    prompts = [prompt["prompt_token_ids"] for call in asked for prompt in call[0]]
+    assert prompts == [[b], [b], [a]]
+    parameters = [one for call in asked for one in call[1]]
+    assert [one.seed for one in parameters] == [7, 8, 9]
+    assert {(one.max_tokens, one.temperature, one.top_p) for one in parameters} == {(5, 0.5, 0.9)}
+    assert {call[2] for call in asked} == {("live", True)}
