@@ -45,6 +45,7 @@ class VectorReward:
         self.tokenizer = tokenizer
         self.token_advantages: list[np.ndarray] | None = None
         self.token_lengths: dict[int, int] = {}
+        self.latest: tuple[str, np.ndarray] | None = None  # a completion of the last call, and what it earned
         self.reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
     def __call__(
@@ -82,11 +83,22 @@ class VectorReward:
                 for row_M, ids, text in zip(advantages, completion_ids, completions, strict=True)
             ]
             advantages = advantages.mean(axis=1)  # for TRL's log only
+        self.latest = completions[0], earned_BMD[mine][0]
         log_metric("reward_seconds", time.perf_counter() - start)
         log_metric("unended_rollouts", float(unended_B.mean()))
         for name, value in self.measure(earned_BMD, texts).items():
             log_metric(name, value)
         return advantages.tolist()
+
+    def example(self) -> str:
+        """The answers of a rollout of the last step, each with its reward vector."""
+        if self.latest is None:
+            return ""
+        completion, rewards_MD = self.latest
+        lines = [f"one rollout of the last step; rewards: {', '.join(self.task.objectives)}"]
+        for answer, rewards_D in zip(split_chain(completion, self.m), rewards_MD, strict=True):
+            lines.append(f"[{' '.join(f'{reward:.2f}' for reward in rewards_D)}]  {' '.join(answer.split())[:160]}")
+        return "\n".join(lines)
 
     def measure(self, rewards_BMD: np.ndarray, completions: Sequence[str]) -> dict[str, float]:
         """What is worth a look at every step, the same for every method."""

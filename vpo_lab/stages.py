@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 from vpo_lab.errors import LabError
+from vpo_lab.live import LiveView, someone_looks
 from vpo_lab.processes import first_ones, rank, say, wait_for_all
 from vpo_lab.progress import StageProgress
 from vpo_lab.storage import (
@@ -56,10 +58,18 @@ def is_finished(stage: Path) -> bool:
     return finished
 
 
-def run_stage(trainer, stage: Path, steps: int, title: str, stop_at: float | None = None) -> Path:
+def run_stage(
+    trainer,
+    stage: Path,
+    steps: int,
+    title: str,
+    stop_at: float | None = None,
+    example: Callable[[], str] | None = None,
+) -> Path:
     """Run a TRL trainer with resume, log and progress; publish the policy atomically and return its folder.
 
-    `stop_at` (seconds since 1970): end after the step that passes it, with a checkpoint.
+    `stop_at` (seconds since 1970): end after the step that passes it, with a checkpoint. `example`: the
+    answers of a rollout, as text, for a notebook that somebody watches.
     """
     from transformers import PrinterCallback
 
@@ -67,11 +77,15 @@ def run_stage(trainer, stage: Path, steps: int, title: str, stop_at: float | Non
     checkpoint, complaints = last_good_checkpoint(stage / "checkpoints")
     for complaint in complaints:
         say(complaint)
-    callback = _stage_callback(stage, steps, title, stop_at)
-    trainer.add_callback(callback)
+    trainer.add_callback(_stage_callback(stage, steps, title, stop_at, example))
     with explain_full_disk(stage):
         stage.mkdir(parents=True, exist_ok=True)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            kept, _ = last_good_checkpoint(stage / "checkpoints")
+            say(f"\n{title} interrupted: the same call goes on from {kept.name if kept else 'the beginning'}")
+            raise
         done = trainer.state.global_step
         if rank() == 0 and done < steps:
             write_json(stage / STOPPED, {"step": done, "steps": steps, "until": train_until()})
@@ -101,7 +115,7 @@ def _forget_pools(stage: Path) -> None:
             pool.unlink()
 
 
-def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None):
+def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, example: Callable[[], str] | None):
     from transformers import TrainerCallback
 
     class StageCallback(TrainerCallback):
@@ -109,9 +123,12 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None):
 
         def on_train_begin(self, args, state, control, **_):
             self.progress = StageProgress(title, steps, done=state.global_step)
+            self.log, self.view = [], LiveView(title, example) if someone_looks() else None
             if rank() == 0:
                 for name in (LOG, LOOKS):
                     _drop_log_after(stage / name, state.global_step)
+                if (stage / LOG).exists():
+                    self.log = read_log(stage)
 
         def on_step_end(self, args, state, control, **_):
             self.progress.update(state.global_step)
@@ -133,9 +150,14 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None):
                 file.write(json.dumps(entry) + "\n")
             if not is_look:
                 self.progress.note(entry)
+                self.log.append(entry)
+                if self.view:
+                    self.view.update(self.log)
 
         def on_train_end(self, args, state, control, **_):
             self.progress.close(state.global_step)
+            if self.view:
+                self.view.update(self.log, at_once=True)
             if "wandb" in args.report_to and rank() == 0:
                 import wandb
 

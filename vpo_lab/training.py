@@ -200,7 +200,7 @@ def train_rl(
             else None,
         )
         try:
-            return run_stage(trainer, stage, rl.steps, stage.name.upper(), _stop_at(profile, stage))
+            return run_stage(trainer, stage, rl.steps, stage.name.upper(), _stop_at(profile, stage), reward.example)
         finally:
             if profile.policy.backend == "vllm":
                 close_vllm(trainer)

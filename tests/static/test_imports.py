@@ -14,8 +14,8 @@ PACKAGE = ROOT / "vpo_lab"
 # A module may import only what stands to its left (and its own package). A new module needs a place here.
 ORDER = (
     "errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics", "processes", "storage",
-    "progress", "tiny_model", "policy", "rollouts", "trainer", "stages", "warmup", "training", "evaluation",
-    "experiment", "plots", "widgets", "report", "experiment_report", "doctor", "plan", "pipeline", "bench", "cli",
+    "progress", "plots", "live", "tiny_model", "policy", "rollouts", "trainer", "stages", "warmup", "training",
+    "evaluation", "experiment", "widgets", "report", "experiment_report", "doctor", "plan", "pipeline", "bench", "cli",
 )  # fmt: skip
 
 LIGHT = ("errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics")

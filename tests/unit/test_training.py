@@ -382,7 +382,8 @@ def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m
     settings |= {f"rl__{name}": value for name, value in options.items()} | {"rl__schedule": "linear"}
     profile = small(rl__steps=11, rl__micro_rollouts=4, **settings)
     train_rl(profile, method, run, seed=4)
-    ((trainer, (stage, steps, _, stop_at)),) = given
+    ((trainer, (stage, steps, _, stop_at, example)),) = given
+    assert example() == ""  # nothing was sampled yet
     assert stop_at is None  # no --max-hours
     args = trainer.args
     assert (args.temperature, args.max_grad_norm, args.warmup_steps, args.save_steps) == (0.9, 0.3, 7, 5)

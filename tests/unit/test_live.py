@@ -1,0 +1,77 @@
+"""live.py: what a training shows in a notebook that somebody watches, and only there."""
+
+import sys
+import time
+
+import IPython.display
+import numpy as np
+import pytest
+
+from vpo_lab import live
+from vpo_lab.advantages import get_method
+from vpo_lab.chains import join_chain
+from vpo_lab.live import LiveView, someone_looks
+from vpo_lab.rollouts import VectorReward
+from vpo_lab.tasks import get_task
+
+LOG = [{"step": step, "set_reward": 0.1 * step, "mean_reward": 0.2, "objective/format": 0.3} for step in range(1, 6)]
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list[str]:
+    pages = []
+
+    class Handle:
+        def update(self, page):
+            pages.append(page.data)
+
+    def display(page, display_id):
+        pages.append(page.data)
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    return pages
+
+
+def test_only_in_a_notebook_that_is_not_executed_headless(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert not someone_looks()
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.delenv(live.HEADLESS, raising=False)
+    assert someone_looks()
+    monkeypatch.setenv(live.HEADLESS, "1")
+    assert not someone_looks()
+
+
+def test_it_is_drawn_in_place_and_not_at_every_step(shown, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    view = LiveView("VPO", lambda: "<b>1 & 2</b>")
+    for step in range(2, 6):
+        clock[0] += live.SECONDS / 2 + 0.1
+        view.update(LOG[:step])
+    assert len(shown) == 2
+    view.update(LOG, at_once=True)
+    assert len(shown) == 3
+    for page in shown:
+        assert 'src="data:image/png;base64,' in page and "<pre>&lt;b&gt;1 &amp; 2&lt;/b&gt;</pre>" in page
+
+
+def test_one_step_is_no_curve(shown):
+    LiveView("SFT").update([{"step": 1, "loss": 2.0}], at_once=True)
+    assert shown == []
+    LiveView("SFT").update([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], at_once=True)
+    assert len(shown) == 1 and "<pre>" not in shown[0]
+
+
+def test_the_example_is_a_rollout_with_what_its_answers_earned():
+    task = get_task("tiny_tools")
+    row = task.load(None, "train")[0]
+    reward = VectorReward(task, get_method("vpo"), 3, 2, seed=0)
+    assert reward.example() == ""
+    completions = [join_chain(task.demonstrations(row, 3, np.random.default_rng(n))) for n in range(2)]
+    state = type("State", (), {"global_step": 0})
+    reward([""] * 2, completions, [row["gold"]] * 2, state, lambda *_: None)
+    head, *answers = reward.example().splitlines()
+    assert all(name in head for name in task.objectives)
+    assert len(answers) == 3 and all(line.startswith("[") and "]" in line for line in answers)
