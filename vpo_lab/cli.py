@@ -30,15 +30,13 @@ def run(
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A further notebook parameter.")
     ] = None,
     one_at_a_time: Annotated[bool, typer.Option(help="Never run two notebooks side by side.")] = False,
-    max_hours: Hours = 0.0,
+    max_hours: Hours = None,
 ) -> None:
     """Run the five notebooks; started again after a kill, continue where it was."""
     from vpo_lab.pipeline import run_pipeline
     from vpo_lab.report import print_summary
 
-    overrides = _assignments(settings, "--set")
-    if data:
-        overrides["data"] = str(Path(data).resolve())
+    overrides = _overrides(settings, data)
     parameters = _assignments(parameter, "-p")
     try:
         path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None, max_hours)
@@ -56,7 +54,7 @@ def train(
     run_dir: Annotated[str, typer.Option(help="Where results go; default runs/PROFILE.")] = "",
     data: Annotated[str, typer.Option(help="A parquet file or folder, instead of the task's own source.")] = "",
     settings: Setting = None,
-    max_hours: Hours = 0.0,
+    max_hours: Hours = None,
 ) -> None:
     """Train stages without notebooks, e.g. on several GPUs: accelerate launch -m vpo_lab.cli train sft vpo.
 
@@ -65,9 +63,7 @@ def train(
     from vpo_lab.pipeline import train_stages
     from vpo_lab.processes import say
 
-    overrides = _assignments(settings, "--set")
-    if data:
-        overrides["data"] = str(Path(data).resolve())
+    overrides = _overrides(settings, data)
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
         say(str(policy))
 
@@ -121,6 +117,18 @@ def figures(
 
 
 @app.command()
+def explorer(
+    results: Annotated[str, typer.Option(help="A run folder or a folder of saved results.")] = "results/tiny",
+    experiment: Annotated[str, typer.Option(help="An experiment's folder, for its mazes.")] = "results/experiment",
+    out: Annotated[str, typer.Option(help="The page, one file.")] = "docs/explorer.html",
+) -> None:
+    """Build the page on which anyone can turn the weights in a browser, without a kernel."""
+    from vpo_lab.explorer import write_explorer
+
+    print(write_explorer(Path(results), Path(experiment), Path(out)))
+
+
+@app.command()
 def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder.")] = "runs/tiny") -> None:
     """Copy a finished run's notebooks and results into the repository, and its figures into the README."""
     from vpo_lab.pipeline import notebook_folder
@@ -155,6 +163,17 @@ def plan(
     from vpo_lab.profiles import get_profile
 
     print_plan(get_profile(profile, _assignments(settings, "--set")), gpu or [], gpus)
+
+
+def _overrides(settings: list[str] | None, data: str) -> dict:
+    """Profile fields to change. Folders named from here become absolute: notebooks run in another folder."""
+    overrides = _assignments(settings, "--set")
+    if data:
+        overrides["data"] = str(Path(data).resolve())
+    model = overrides.get("policy.model")
+    if isinstance(model, str) and Path(model).is_dir():
+        overrides["policy.model"] = str(Path(model).resolve())
+    return overrides
 
 
 def _assignments(items: list[str] | None, option: str) -> dict:

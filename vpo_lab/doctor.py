@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from vpo_lab.storage import default_run_dir
 
 OK, WARN, FAIL = "ok", "note", "missing"
+DRIVER = 580  # the first that runs CUDA 13
 
 
 def checks() -> list[tuple[str, str, str]]:
@@ -46,23 +48,30 @@ def _python() -> tuple[str, str, str]:
 
 def _packages() -> list[tuple[str, str, str]]:
     """One row if all pins hold, else a row per package that is absent or of another version."""
-    from packaging.requirements import Requirement
-
-    rows = []
     try:
-        wanted = [Requirement(line) for line in requires("vpo-lab") or []]
+        count, wrong = _pins("")
     except PackageNotFoundError:
         return [("vpo-lab", FAIL, "not installed: pip install -e '.[dev]' in the repository")]
-    needed = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return [(name, FAIL, finding) for name, finding in wrong] or [("packages", OK, f"all {count} pins hold")]
+
+
+def _pins(extra: str) -> tuple[int, list[tuple[str, str]]]:
+    """How many packages the extra ("" for what is always needed) pins, and (name, finding) where one does not hold."""
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(line) for line in requires("vpo-lab") or []]
+    always = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    needed = [r for r in wanted if r not in always and r.marker.evaluate({"extra": extra})] if extra else always
+    wrong = []
     for requirement in needed:
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
-            rows.append((requirement.name, FAIL, f"not installed: pip install '{requirement}'"))
-            continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            rows.append((requirement.name, FAIL, f"{found} is installed: pip install '{requirement}'"))
-    return rows or [("packages", OK, f"all {len(needed)} pins hold")]
+            found = ""
+        if not found or not requirement.specifier.contains(found, prereleases=True):
+            is_now = f"{found} is installed" if found else "not installed"
+            wrong.append((requirement.name, f"{is_now}: pip install '{requirement.name}{requirement.specifier}'"))
+    return len(needed), wrong
 
 
 def _gpu() -> list[tuple[str, str, str]]:
@@ -77,12 +86,22 @@ def _gpu() -> list[tuple[str, str, str]]:
     fits = size >= 22 and capability >= (8, 0)
     advice = "" if fits else "; qwen3-1.7b wants 24 GB and compute capability 8.0 (L4, A10, 3090, 4090, A100, H100)"
     rows = [("GPU", OK if fits else WARN, f"{properties.name}, {size:.0f} GB, capability {capability}{advice}")]
-    for package in ("unsloth", "vllm"):
-        try:
-            rows.append((package, OK, version(package)))
-        except PackageNotFoundError:
-            rows.append((package, WARN, "not installed: pip install -e '.[gpu]' for qwen3-1.7b"))
-    return rows
+    rows += _driver()
+    count, wrong = _pins("gpu")
+    rows += [(name, WARN, f"{finding}; for qwen3-1.7b") for name, finding in wrong]
+    return rows if wrong else [*rows, ("GPU packages", OK, f"all {count} pins hold")]
+
+
+def _driver() -> list[tuple[str, str, str]]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.split()[0]
+        new_enough = int(driver.split(".")[0]) >= DRIVER
+    except (OSError, IndexError, ValueError, subprocess.SubprocessError):
+        return [("driver", WARN, f"nvidia-smi does not answer: CUDA 13 wants driver {DRIVER} or newer")]
+    return [
+        ("driver", OK if new_enough else WARN, driver + ("" if new_enough else f": CUDA 13 wants {DRIVER} or newer"))
+    ]
 
 
 def _threads() -> tuple[str, str, str]:
@@ -95,7 +114,8 @@ def _disk() -> tuple[str, str, str]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
-    return ("disk", OK if free > 2 else WARN, f"{free:.0f} GB free for runs" + ("" if free > 2 else ": keep 2 GB"))
+    advice = "" if free > 10 else ": tiny is content with 1 GB, qwen3-1.7b wants 10 (model 4, checkpoints 4)"
+    return ("disk", OK if free > 2 else WARN, f"{free:.0f} GB free for runs{advice}")
 
 
 def _toolrl() -> tuple[str, str, str]:

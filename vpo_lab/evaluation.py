@@ -28,7 +28,7 @@ from vpo_lab.metrics import (
     paired_bootstrap,
     reward_diversity,
 )
-from vpo_lab.policy import load_policy, render_prompt, sample
+from vpo_lab.policy import load_policy, load_rows, render_prompt, sample
 from vpo_lab.profiles import Profile
 from vpo_lab.progress import StageProgress
 from vpo_lab.rollouts import score_rollouts
@@ -36,7 +36,7 @@ from vpo_lab.scalarization import dirichlet_weights
 from vpo_lab.stages import POLICY, stopped_at
 from vpo_lab.storage import commit, read_json, write_json
 from vpo_lab.tasks import Task, get_task
-from vpo_lab.training import candidates_of, load_rows, some_goal
+from vpo_lab.training import candidates_of, some_goal
 
 SOLVED = 1 - 1e-9
 

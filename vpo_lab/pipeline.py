@@ -24,7 +24,7 @@ from vpo_lab.policy import check_backend
 from vpo_lab.processes import environment_kept, first_ones, rank, wait_for_all
 from vpo_lab.profiles import Profile, get_profile
 from vpo_lab.progress import duration
-from vpo_lab.stages import LOG, TRAIN_UNTIL, has_policy
+from vpo_lab.stages import LOG, TRAIN_UNTIL, has_policy, stopped_at
 from vpo_lab.storage import default_run_dir, only_one_in, open_run, read_json, write_bytes
 from vpo_lab.tasks import get_task
 from vpo_lab.training import train_rl, train_sft
@@ -80,13 +80,14 @@ def run_pipeline(
     overrides: dict | None = None,
     parameters: dict | None = None,
     side_by_side: bool | None = None,
-    max_hours: float = 0.0,
+    max_hours: float | None = None,
 ) -> Path:
     """Execute 01 to 05 into the run folder; returns the path of its `summary.json`.
 
     `overrides` changes profile fields by dotted name; `parameters` are further papermill
     parameters, which every notebook has to declare. `side_by_side` None: where there are two cores.
-    `max_hours`: RL ends in time for an evaluation, each method with an equal share; 0: no limit.
+    `max_hours`, from now: RL ends in time for an evaluation, each method with an equal share; 0: what is
+    trained is evaluated as it is; None: no limit.
     Raises LabError with one line on a wrong setting, a run folder of another run, a failed notebook.
     """
     profile = get_profile(profile_name, overrides)
@@ -96,11 +97,10 @@ def run_pipeline(
         get_method(method)
         if method not in STAGES.values():
             raise LabError(f"no notebook trains {method!r}: call vpo_lab.training.train_rl for it, as 04 does for vpo")
-    if max_hours < 0:
-        raise LabError(f"--max-hours = {max_hours}: 0 (no limit) or more")
+    if max_hours is not None and not max_hours >= 0:
+        raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
     check_backend(profile)
-    for split in ("train", "test"):
-        get_task(profile.task).load(profile.data or None, split)  # a wrong path ends here, not in 02
+    _load_data(profile)
     # Absolute: kernels work in the notebooks' folder, the user names folders from here.
     run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
     values = {"profile": profile_name, "seed": seed, "run_dir": str(run), "overrides": overrides or {}}
@@ -131,7 +131,7 @@ def train_stages(
     seed: int = 0,
     run_dir: str | Path = "",
     overrides: dict | None = None,
-    max_hours: float = 0.0,
+    max_hours: float | None = None,
 ) -> list[Path]:
     """Train stages ("sft" or methods) in this process, or in all that `accelerate launch` started.
 
@@ -144,15 +144,22 @@ def train_stages(
     check_backend(profile)
     run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
     if rank() == 0:
+        _load_data(profile)  # one download, not one of each process into the same file
         open_run(run, profile, seed)
     wait_for_all()
-    if max_hours:
+    if max_hours is not None:
         os.environ[TRAIN_UNTIL] = str(first_ones(time.time() + 3600 * max_hours))
     sharing = replace(profile, methods=methods)  # only these have a share of the hours
     with only_one_in(run) if rank() == 0 else nullcontext():
         return [
             train_sft(profile, run, seed) if stage == "sft" else train_rl(sharing, stage, run, seed) for stage in stages
         ]
+
+
+def _load_data(profile: Profile) -> None:
+    """Load both splits once: a wrong path ends here, not in 02."""
+    for split in ("train", "test"):
+        get_task(profile.task).load(profile.data or None, split)
 
 
 def check_parameters(notebook: Path, values: dict) -> None:
@@ -175,18 +182,20 @@ def check_parameters(notebook: Path, values: dict) -> None:
 
 
 def _take_up_stopped(jobs: dict[str, Job]) -> None:
-    """A stage that ran out of time in an earlier run goes on: its notebook, and 05, run again."""
-    stopped = [name for name, stage in STAGES.items() if not has_policy(jobs[name].target.parent / stage)]
-    last = WAVES[-1][0]
-    for name in [*stopped, last] if any(jobs[name].done for name in stopped) else []:
-        jobs[name].target.unlink(missing_ok=True)
+    """A stage that ran out of time in an earlier run goes on: its notebook runs again, and those behind it."""
+    names = list(jobs)
+    for name, stage in STAGES.items():
+        folder = jobs[name].target.parent / stage
+        if jobs[name].done and stopped_at(folder) and not has_policy(folder):
+            for later in names[names.index(name) :]:
+                jobs[later].target.unlink(missing_ok=True)
 
 
 @contextmanager
-def _kernel_environment(max_hours: float) -> Iterator[None]:
+def _kernel_environment(max_hours: float | None) -> Iterator[None]:
     """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
     wanted = {"VPO_LAB_HEADLESS": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if max_hours:
+    if max_hours is not None:
         wanted[TRAIN_UNTIL] = str(time.time() + 3600 * max_hours * (1 - FOR_EVALUATION))
     with environment_kept(*wanted):
         os.environ.update(wanted)

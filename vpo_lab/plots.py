@@ -484,7 +484,8 @@ def smooth(values: Sequence[float], window: int) -> np.ndarray:
 def training_curves(logs: Mapping[str, list[dict]], metrics: Sequence[str], window: int = 0) -> Figure:
     """Logged metrics against the step, one panel each: smoothed in front, raw faint behind.
 
-    logs: stage -> entries of `training.read_log`; a stage without a metric is left out of its panel.
+    logs: stage -> entries of `stages.read_log`; a stage without a metric is left out of its panel, and a panel
+    without a stage out of the figure. LabError if nothing is left.
     window: steps of the running mean, 0 for a fifteenth of the run.
     """
     return _panels(logs, {metric: LOG_LABEL.get(metric, metric) for metric in metrics}, window)
@@ -520,15 +521,16 @@ def curves_over_seeds(curves: Mapping[str, Mapping[str, np.ndarray]], metrics: S
 
 
 def _panels(logs: Mapping[str, list[dict]], titles: Mapping[str, str], window: int) -> Figure:
+    known = {key for log in logs.values() for entry in log for key in entry}
+    if not known & set(titles):
+        raise LabError(f"no log has {', '.join(titles)}; they have: {', '.join(sorted(known - {'step'})) or 'nothing'}")
+    titles = {metric: title for metric, title in titles.items() if metric in known}  # Unsloth logs fewer than TRL
     columns = min(len(titles), 3)
     rows = -(-len(titles) // columns)
     figure, panels = _axes(columns, rows, width=max(3.7 * columns, 5.4), height=3.1 * rows)
     for axes, (metric, title) in zip(panels, titles.items(), strict=False):
         ends = [_draw_log(axes, log, metric, name, window) for name, log in logs.items()]
         ends = [end for end in ends if end]
-        if not ends:
-            known = sorted({key for log in logs.values() for entry in log for key in entry} - {"step"})
-            raise LabError(f"no log has {metric!r}; they have: {', '.join(known) or 'nothing'}")
         axes.set_title(title)
         axes.set_xlabel("step")
         _label_ends(axes, ends)

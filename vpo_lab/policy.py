@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vpo_lab.chains import answer_prompt, join_chain
 from vpo_lab.errors import LabError
-from vpo_lab.processes import world_size
+from vpo_lab.processes import say, world_size
 from vpo_lab.profiles import Profile
 from vpo_lab.scalarization import draw_goal
 from vpo_lab.tasks import Task
@@ -29,6 +29,23 @@ def render_prompt(tokenizer, messages: list[dict], m: int, goal: dict[str, int] 
     return tokenizer.apply_chat_template(
         answer_prompt(messages, m, goal), tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
+
+
+def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:
+    """Rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
+    rows = task.load(profile.data or None, split)
+    longest = profile.policy.max_prompt_tokens
+    texts = [render_prompt(tokenizer, row["prompt"], profile.rl.candidates) for row in rows]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
+    if not fitting:
+        raise LabError(
+            f"no {split} prompt of {task.name} fits policy.max_prompt_tokens = {longest} "
+            f"(the shortest has {min(lengths)}): raise it"
+        )
+    if len(fitting) < len(rows):
+        say(f"{len(rows) - len(fitting)} of {len(rows)} {split} prompts are longer than {longest} tokens: left out")
+    return fitting[:limit] if limit else fitting
 
 
 BACKENDS = ("scratch", "transformers", "vllm", "unsloth")
@@ -374,23 +391,34 @@ def sample(
 
 
 def _generate(model, tokenizer, prompts: list[str], *, seed, max_new_tokens, temperature, top_p) -> list[list[int]]:
-    """The token ids of one completion per prompt by transformers, from torch's random state."""
+    """The token ids of one completion per prompt by transformers, from torch's random state.
+
+    A batch that does not fit on the GPU is halved: how long completions get is not known before.
+    """
     import torch
 
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     inputs = {key: value.to(model.device) for key, value in inputs.items() if key != "token_type_ids"}
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs,
-            do_sample=True,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=0,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    return output[:, inputs["input_ids"].shape[1] :].tolist()
+    try:
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=0,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        return output[:, inputs["input_ids"].shape[1] :].tolist()
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    _free_gpu()
+    settings = dict(seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    half = len(prompts) // 2
+    return [ids for part in (prompts[:half], prompts[half:]) for ids in _generate(model, tokenizer, part, **settings)]
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class SFT:
     train_rows: int = 0  # how many train rows feed it; 0: all
     chains: str = "task"  # beside the gold, a chain shows the task's demonstrations, or the policy's "own" samples
     own_samples: int = 8  # per row, from which chains of "own" are packed
+    gold_steps: int = 30  # on golds alone, before own samples are drawn
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,15 @@ class Profile:
                 f"evaluation.every = {evaluation.every}: 0 (never) or more; evaluation.watched: at least 1",
             ),
             (
+                self.policy.backend == "scratch" or self.policy.lora_rank > 0 or self.policy.dtype == "float32",
+                "policy.lora_rank = 0 trains all weights, and bfloat16 ones are too coarse for small steps: "
+                "set policy.dtype = float32 too",
+            ),
+            (
+                self.policy.backend != "unsloth" or self.policy.lora_rank > 0,
+                "policy.lora_rank = 0: unsloth trains adapters here; set policy.backend = transformers or vllm",
+            ),
+            (
                 not self.policy.vllm_server or "://" in self.policy.vllm_server,
                 f"policy.vllm_server = {self.policy.vllm_server!r}: write an address such as http://127.0.0.1:8000",
             ),
@@ -158,7 +168,10 @@ class Profile:
                 self.sft.micro_rows <= 0 or self.sft.batch_rows % self.sft.micro_rows == 0,
                 f"sft.micro_rows = {self.sft.micro_rows}: must divide sft.batch_rows = {self.sft.batch_rows}",
             ),
-            (self.sft.steps >= 1 and rl.steps >= 1, "sft.steps and rl.steps: at least 1"),
+            (
+                min(self.sft.steps, self.sft.gold_steps, rl.steps) >= 1,
+                "sft.steps, sft.gold_steps, rl.steps: at least 1",
+            ),
             (rl.checkpoint_every >= 1, f"rl.checkpoint_every = {rl.checkpoint_every}: at least 1"),
             (
                 min(evaluation.requests, rl.train_rows, self.sft.train_rows) >= 0,

@@ -44,6 +44,8 @@ def print_summary(path: Path) -> None:
         table.add_row("tokens", name, *(f"{method['k'][k]['tokens']:.0f}" for k in budgets))
     console = Console()
     console.print(table)
+    for name, at in summary.get("stopped", {}).items():
+        console.print(f"{name} was stopped after {at}: the time was up")
     console.print(f"summary: {path}", soft_wrap=True)
 
 

@@ -46,9 +46,10 @@ def stopped_at(stage: Path) -> dict | None:
 
 
 def has_policy(stage: Path) -> bool:
-    """Is nothing left to train? A stage that was stopped goes on in a run with other hours."""
-    stopped = stopped_at(stage)
-    return (stage / POLICY).exists() and (stopped is None or stopped["until"] == train_until())
+    """Is there a policy, and nothing left to train? A stage that was stopped goes on in a run with other hours."""
+    stopped, until = stopped_at(stage), train_until()
+    time_is_up = until is not None and until <= time.time()
+    return (stage / POLICY).exists() and (stopped is None or stopped["until"] == until or time_is_up)
 
 
 def is_finished(stage: Path) -> bool:

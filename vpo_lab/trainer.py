@@ -10,7 +10,7 @@ from types import MethodType
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.processes import rank
+from vpo_lab.processes import rank, world_size
 from vpo_lab.profiles import Profile
 from vpo_lab.rollouts import VectorReward
 
@@ -48,12 +48,19 @@ def build_trainer(profile: Profile, reward: VectorReward, tokenizer, seed: int, 
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
             """A look at held-out requests: rollouts and what they earn, no loss."""
-            self._generate_and_score_completions(inputs)
+            correction = self.vllm_importance_sampling_correction
+            self.vllm_importance_sampling_correction = False  # it would need the logits of a whole group at once
+            try:
+                self._generate_and_score_completions(inputs)
+            finally:
+                self.vllm_importance_sampling_correction = correction
             return torch.zeros((), device=self.accelerator.device), None, None
 
     trainer = Trainer(reward_funcs=reward, processing_class=tokenizer, **arguments)
     if profile.policy.backend == "vllm":
         if profile.policy.lora_rank:
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                raise LabError("an adapter cannot go to vLLM from FSDP or DeepSpeed shards: use plain DDP, --multi_gpu")
             trainer.vllm_generation._iter_named_params = MethodType(merged_weights, trainer.vllm_generation)
         # vLLM in this process has seeded everything with a number of its own.
         set_seed(seed + rank())
@@ -112,7 +119,9 @@ def close_vllm(trainer) -> None:
     """Give back the GPU memory or the ports that TRL's vLLM holds: notebooks train and evaluate in one process."""
     generation = trainer.vllm_generation
     if generation.mode == "colocate":
-        generation.llm.llm_engine.engine_core.shutdown()
+        engine = generation.llm.llm_engine
+        # The whole engine takes the process group with it, which other processes still train in.
+        (engine.engine_core if world_size() == 1 else engine.model_executor).shutdown()
         del generation.llm
     elif rank() == 0:
         generation.vllm_client.close_communicator()

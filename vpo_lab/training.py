@@ -17,7 +17,7 @@ import numpy as np
 from vpo_lab.advantages import Method, get_method
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
-from vpo_lab.policy import load_policy, render_prompt, trl_arguments, window
+from vpo_lab.policy import load_policy, load_rows, render_prompt, trl_arguments, window
 from vpo_lab.processes import environment_kept, rank, say, wait_for_all, world_size
 from vpo_lab.profiles import Profile
 from vpo_lab.rollouts import VectorReward
@@ -26,7 +26,7 @@ from vpo_lab.stages import POLICY, has_policy, is_finished, run_stage, train_unt
 from vpo_lab.storage import write_bytes
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.trainer import build_trainer, close_vllm
-from vpo_lab.warmup import Demonstrate, demonstrator
+from vpo_lab.warmup import GOLDS, SAMPLES, Demonstrate, own_demonstrations
 
 
 def candidates_of(profile: Profile, method: str) -> int:
@@ -57,17 +57,35 @@ def some_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
 def train_sft(profile: Profile, run_dir: Path, seed: int, *, name: str = "sft") -> Path:
     """Teach the answer format, single and as a chain of M. Returns the folder of the policy.
 
-    `name` is the folder of the stage in the run.
-    Half of the rows ask for one answer, half for M. Finished work is not repeated; a killed stage
-    continues from its last whole checkpoint.
+    `name` is the folder of the stage in the run. Half of the rows ask for one answer, half for M; before
+    chains are packed from the policy's own samples (`sft.chains`), it learns the format from golds alone, in
+    a stage within the stage. Finished work is not repeated; a killed stage continues from its last whole
+    checkpoint.
     """
-    stage = run_dir / name
+    stage, task = run_dir / name, get_task(profile.task)
     if is_finished(stage):
         return stage / POLICY
-    task = get_task(profile.task)
-    model, tokenizer = load_policy(profile, task, None, seed)
-    rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
-    demonstrate = demonstrator(profile, task, model, tokenizer, rows, stage, seed)
+    start, demonstrate = None, task.demonstrations
+    if profile.sft.chains == "own":
+        start, samples = stage / GOLDS / POLICY, stage / SAMPLES
+        if not has_policy(stage / GOLDS):
+            _imitate(profile, task, stage / GOLDS, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
+        demonstrate = own_demonstrations(profile, task, start, samples, seed)
+    return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
+
+
+def _imitate(
+    profile: Profile,
+    task: Task,
+    stage: Path,
+    steps: int,
+    start: Path | None,
+    seed: int,
+    demonstrate: Demonstrate,
+    chains: bool = True,
+) -> Path:
+    """SFT from the policy in `start` (None: the untrained one) on demonstrations."""
+    model, tokenizer = load_policy(profile, task, start, seed)
 
     from trl import SFTConfig, SFTTrainer
 
@@ -75,28 +93,30 @@ def train_sft(profile: Profile, run_dir: Path, seed: int, *, name: str = "sft") 
     args = SFTConfig(
         **_common_arguments(profile, stage, seed),
         **_split("sft.batch_rows", sft.batch_rows, sft.micro_rows),
-        max_steps=sft.steps,
+        max_steps=steps,
         learning_rate=sft.learning_rate,
         lr_scheduler_type=sft.schedule,
-        warmup_steps=int(sft.warmup_share * sft.steps),
+        warmup_steps=int(sft.warmup_share * steps),
         weight_decay=0.0,
         max_grad_norm=1.0,
         max_length=None,
         packing=False,
         padding_free=False,  # Unsloth's default would map the rows anew, in processes beside a running vLLM
-        logging_steps=max(1, sft.steps // 70),
-        save_steps=max(2, sft.steps // 7),
+        logging_steps=max(1, steps // 70),
+        save_steps=max(2, steps // 7),
     )
     trainer = SFTTrainer(
         model=model,
-        args=args,
+        args=_on_one_gpu(args),
         processing_class=tokenizer,
-        train_dataset=_sft_dataset(profile, tokenizer, task, rows, demonstrate, seed),
+        train_dataset=_sft_dataset(profile, tokenizer, task, steps, demonstrate, seed, chains),
     )
-    return run_stage(trainer, stage, sft.steps, "SFT warmup")
+    return run_stage(trainer, stage, steps, "SFT warmup" if chains else "SFT on golds")
 
 
-def _sft_dataset(profile: Profile, tokenizer, task: Task, rows: list[dict], demonstrate: Demonstrate, seed: int):
+def _sft_dataset(
+    profile: Profile, tokenizer, task: Task, steps: int, demonstrate: Demonstrate, seed: int, chains: bool = True
+):
     """Prompt and demonstrations, tokenized apart as generation will meet them; loss on the answer.
 
     A quarter of the single answers stand under a goal that the demonstration does not heed: the
@@ -105,12 +125,13 @@ def _sft_dataset(profile: Profile, tokenizer, task: Task, rows: list[dict], demo
     from datasets import Dataset
 
     rng, m = np.random.default_rng([seed, 1]), profile.rl.candidates
-    longest = window(profile, m)
+    rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
+    sizes, longest = (1, m) if chains else (1, 1), window(profile, m)
     # Every step draws rows anew from this many; a demonstration is seldom met twice.
-    wanted = max(len(rows), min(profile.sft.steps * profile.sft.batch_rows, 4 * len(rows)))
+    wanted = max(len(rows), min(steps * profile.sft.batch_rows, 4 * len(rows)))
     examples = []
     for number in range(wanted):
-        row, answers = rows[number % len(rows)], (1, m)[(number + number // len(rows)) % 2]
+        row, answers = rows[number % len(rows)], sizes[(number + number // len(rows)) % 2]
         goal = some_goal(task, rng) if answers == 1 and rng.random() < 0.25 else None
         text = render_prompt(tokenizer, row["prompt"], answers, goal)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -181,7 +202,6 @@ def train_rl(
         logging_steps=1,
         save_steps=rl.checkpoint_every,
     )
-    args._n_gpu = min(args._n_gpu, 1)  # transformers would split a batch over all GPUs it sees, TRL's groups too
     reward = VectorReward(task, method, m, group_size, seed, tokenizer)
     watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watched) if looks else []
 
@@ -193,7 +213,7 @@ def train_rl(
             tokenizer,
             seed,
             model=model,
-            args=args,
+            args=_on_one_gpu(args),
             train_dataset=_rl_dataset(profile, task, tokenizer, method, m, seed),
             eval_dataset=_prompts_and_golds(task, tokenizer, method, m, watched, np.random.default_rng([seed, 3]))
             if looks
@@ -231,23 +251,6 @@ def _prompts_and_golds(task: Task, tokenizer, method: Method, m: int, rows: list
 # --- Both stages ------------------------------------------------------------------------------
 
 
-def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:
-    """Rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
-    rows = task.load(profile.data or None, split)
-    longest = profile.policy.max_prompt_tokens
-    texts = [render_prompt(tokenizer, row["prompt"], profile.rl.candidates) for row in rows]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
-    if not fitting:
-        raise LabError(
-            f"no {split} prompt of {task.name} fits policy.max_prompt_tokens = {longest} "
-            f"(the shortest has {min(lengths)}): raise it"
-        )
-    if len(fitting) < len(rows):
-        say(f"{len(rows) - len(fitting)} of {len(rows)} {split} prompts are longer than {longest} tokens: left out")
-    return fitting[:limit] if limit else fitting
-
-
 def _split(field: str, rows: int, micro: int) -> dict:
     """A batch of `rows` in forward passes of at most `micro` (0: all at once) on each process."""
     share, rest = divmod(rows, world_size())
@@ -258,6 +261,12 @@ def _split(field: str, rows: int, micro: int) -> dict:
             "change the number of processes, or rl.rollouts, rl.micro_rollouts, sft.batch_rows, sft.micro_rows"
         )
     return dict(per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
+
+
+def _on_one_gpu(args):
+    """The arguments of a trainer that keeps a batch together: transformers would split it over all GPUs it sees."""
+    args._n_gpu = min(args._n_gpu, 1)
+    return args
 
 
 def _stop_at(profile: Profile, stage: Path) -> float | None:

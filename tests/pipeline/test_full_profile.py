@@ -20,6 +20,7 @@ SETTINGS = {
     "sft.steps": 2,
     "sft.train_rows": 8,
     "sft.own_samples": 3,
+    "sft.gold_steps": 2,
     "rl.steps": 3,
     "rl.checkpoint_every": 1,
     "evaluation.requests": 2,
@@ -87,7 +88,8 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
         assert (run / stage / "policy" / "adapter_model.safetensors").exists()
         assert not (run / stage / "policy" / "model.safetensors").exists()
     samples = read_json(run / "sft" / "own_samples.json.gz")
-    assert len(samples) == 8 and all(len(texts) == 3 for texts in samples.values())
+    assert len(samples) == 8 and not any(samples.values())  # random text has no form: chains repeat the gold
+    assert [entry["step"] for entry in read_log(run / "sft" / "golds")] == [1, 2]
     for stage in ("grpo", "vpo"):
         looks = read_log(run / stage, LOOKS)
         assert [look["step"] for look in looks] == [2, 3]  # every second step, and the last
@@ -98,7 +100,8 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
 
 def test_wandb_logs_each_stage_as_one_run_and_nothing_leaves_the_machine(root):
     runs = {path.name.rpartition("-")[2] for path in (root / "run" / "wandb").glob("offline-run-*")}
-    marks = {stage: (root / "run" / stage / "wandb_id").read_text() for stage in ("sft", "grpo", "vpo")}
-    assert runs == set(marks.values()) and len(runs) == 3  # the resumed one goes on in its own
+    stages = ("sft/golds", "sft", "grpo", "vpo")
+    marks = {(root / "run" / stage / "wandb_id").read_text() for stage in stages}
+    assert runs == marks and len(runs) == 4  # the resumed one goes on in its own
     calls = root / "calls.txt"
     assert not calls.exists() or calls.read_text() == ""

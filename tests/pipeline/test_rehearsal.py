@@ -12,12 +12,12 @@ from toolrl_rows import write_parquet
 
 from vpo_lab import rollouts, training
 from vpo_lab.evaluation import evaluate, summarize
-from vpo_lab.policy import render_prompt
+from vpo_lab.policy import load_rows, render_prompt
 from vpo_lab.profiles import Profile, get_profile
 from vpo_lab.rollouts import VectorReward
 from vpo_lab.stages import read_log
 from vpo_lab.tasks import get_task
-from vpo_lab.training import load_rows, train_rl, train_sft
+from vpo_lab.training import train_rl, train_sft
 
 TASK = get_task("toolrl")
 METHODS = ("grpo", "vpo")
@@ -63,6 +63,7 @@ def profile(data, tmp_path_factory) -> Profile:
             "policy.backend": "transformers",  # no CUDA for Unsloth and vLLM
             "policy.model": str(model),
             "data": str(data),  # no network
+            "sft.chains": "task",  # random weights have nothing of their own to show
             "sft.steps": 2,
             "rl.steps": 2,
             "policy.max_answer_tokens": 64,  # random weights never write an end, so every rollout has this length
@@ -207,8 +208,7 @@ def test_the_real_rows_fit_the_full_profile(toolrl_dir, tmp_path):
         assert 0.99 * size <= len(rows) <= size
         for row in rows:
             assert render_prompt(tokenizer, row["prompt"], 3).endswith("<think>\n\n</think>\n\n")
-    rows = load_rows(profile, TASK, "train", tokenizer, limit=profile.sft.train_rows)
-    examples = training._sft_dataset(profile, tokenizer, TASK, rows, TASK.demonstrations, seed=0)
+    examples = training._sft_dataset(profile, tokenizer, TASK, profile.sft.steps, TASK.demonstrations, seed=0)
     limit = profile.policy.max_answer_tokens * profile.rl.candidates
     for example in examples.select(range(100)):
         answer = [label for label in example["labels"] if label != -100]

@@ -215,10 +215,10 @@ def test_adapters_gradients_and_moments_are_those_of_a_real_step():
 
 
 def test_without_lora_gradients_and_moments_have_the_dtype_of_the_weights():
-    model = build(SMALL)
-    count, width = trained(qwen(policy__lora_rank=0), SMALL)
-    assert (count, width) == (weights(SMALL), 2)
-    check_adamw(model, list(model.parameters()), 2 * count)
+    model = build(SMALL).float()
+    count, width = trained(qwen(policy__lora_rank=0, policy__dtype="float32", policy__backend="vllm"), SMALL)
+    assert (count, width) == (weights(SMALL), 4)
+    check_adamw(model, list(model.parameters()), 4 * count)
 
 
 def check_adamw(model, parameters, size):

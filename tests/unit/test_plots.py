@@ -206,6 +206,13 @@ def test_identical_walks_are_drawn_beside_each_other():
 # --- Training -----------------------------------------------------------------------------------
 
 
+def test_a_metric_that_nobody_logged_has_no_panel():
+    """Unsloth logs neither `mean_token_accuracy` nor `entropy`."""
+    logged = [{"step": step, "loss": 1.0, "distinct_rollouts": 0.5} for step in range(1, 4)]
+    assert len(plots.training_curves({"sft": logged}, ["loss", "mean_token_accuracy"]).axes) == 1
+    assert len(plots.collapse({"grpo": logged}).axes) == 1
+
+
 @pytest.mark.parametrize("steps", [1, 2, 40])
 def test_training_curves_and_collapse(steps):
     logs = {"grpo": log(steps), "vpo": log(steps, np.nan)}

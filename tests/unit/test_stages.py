@@ -24,10 +24,16 @@ def run(tmp_path, monkeypatch) -> Path:
 def test_a_stopped_stage_is_done_for_that_run_and_goes_on_in_the_next(run, monkeypatch):
     assert has_policy(run / "sft") and not has_policy(run / "grpo")
     assert not has_policy(run / "vpo") and stopped_at(run / "vpo")["step"] == 3
-    monkeypatch.setenv(TRAIN_UNTIL, "1000.0")
-    assert has_policy(run / "vpo")
-    monkeypatch.setenv(TRAIN_UNTIL, "2000.0")
+    later = time.time() + 100
+    monkeypatch.setenv(TRAIN_UNTIL, str(later))
     assert not has_policy(run / "vpo")
+    write_json(run / "vpo" / STOPPED, {"step": 4, "steps": 9, "until": later})
+    assert has_policy(run / "vpo")
+
+
+def test_where_no_time_is_left_what_is_there_is_taken(run, monkeypatch):
+    monkeypatch.setenv(TRAIN_UNTIL, "2000.0")
+    assert has_policy(run / "vpo") and not has_policy(run / "grpo")
 
 
 def test_the_time_left_is_shared_by_those_that_wait(run, monkeypatch):

@@ -13,7 +13,7 @@ from vpo_lab import policy, rollouts, stages, training
 from vpo_lab.advantages import METHODS, Method, answer_advantages
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
-from vpo_lab.policy import load_policy, render_prompt
+from vpo_lab.policy import load_policy, load_rows, render_prompt
 from vpo_lab.profiles import get_profile
 from vpo_lab.rollouts import VectorReward, answer_of_tokens, score_rollouts
 from vpo_lab.stages import read_log
@@ -22,7 +22,6 @@ from vpo_lab.tiny_model import train_tokenizer
 from vpo_lab.training import (
     candidates_of,
     group_size_of,
-    load_rows,
     train_rl,
     train_sft,
 )
@@ -428,8 +427,7 @@ def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, t
 
 def test_half_of_the_sft_rows_ask_for_a_chain_and_every_row_meets_both(tokenizer):
     profile = small(sft__steps=16)
-    rows = load_rows(profile, TASK, "train", tokenizer, limit=profile.sft.train_rows)
-    data = training._sft_dataset(profile, tokenizer, TASK, rows, TASK.demonstrations, seed=0)
+    data = training._sft_dataset(profile, tokenizer, TASK, profile.sft.steps, TASK.demonstrations, seed=0)
     texts = [tokenizer.decode(ids) for ids in data["input_ids"]]
     chains = ["3 different answers" in text for text in texts]
     assert len(texts) == 128 and sum(chains) == 64

@@ -8,68 +8,86 @@ import pytest
 from vpo_lab import warmup
 from vpo_lab.profiles import get_profile
 from vpo_lab.tasks import get_task
-from vpo_lab.warmup import SAMPLES, demonstrator, own_samples, pack_chain
+from vpo_lab.warmup import fit_to_show, own_demonstrations, pack_chain
 
 GOLD = "gold"
-REWARDS = {"gold": (1, 1), "right too": (1, 1), "half": (1, 0), "half as well": (1, 0), "other half": (0, 1)}
-TASK = SimpleNamespace(
-    score=lambda answer, gold: np.array(REWARDS.get(answer, (0, 0)), dtype=float),
-    demonstrations=lambda row, n, rng: ["slip"] * n,
-)
+# Rewards in "format" and in two objectives that matter.
+REWARDS = {
+    "gold": (1, 1, 1),
+    "right too": (1, 1, 1),
+    "half": (1, 1, 0),
+    "half as well": (1, 1, 0),
+    "other half": (1, 0, 1),
+    "nothing but form": (1, 0, 0),
+    "no form": (0, 1, 1),
+}
 
 
-def chains(samples: list[str], n: int, tries: int = 20) -> list[list[str]]:
-    return [pack_chain(TASK, GOLD, samples, n, np.random.default_rng(seed)) for seed in range(tries)]
+def task(*objectives: str):
+    return SimpleNamespace(
+        objectives=objectives, score=lambda answer, gold: np.array(REWARDS.get(answer, (0, 0, 0)), dtype=float)
+    )
 
 
-def test_the_gold_is_among_them_once_and_at_every_place():
-    samples = ["half", "other half", "right too"]
-    packed = chains(samples, 3)
-    assert all(chain.count(GOLD) == 1 and len(set(chain)) == 3 for chain in packed)
-    assert {chain.index(GOLD) for chain in packed} == {0, 1, 2}
+FORMED = task("format", "a", "b")
 
 
 def test_other_rewards_come_first_then_other_words():
     samples = ["right too", "half", "half as well", "other half"]
-    assert all(set(chain) == {GOLD, "half", "other half"} for chain in chains(samples, 3))
-    assert all(set(chain) == {GOLD, "half", "other half", "right too"} for chain in chains(samples, 4))
+    assert fit_to_show(FORMED, GOLD, samples) == ["half", "other half", "right too", "half as well"]
 
 
-def test_what_earns_nothing_repeats_or_would_cut_the_chain_is_left_out():
-    samples = ["junk", "", " gold ", "half", "half", "<answer_2> half"]
-    for chain in chains(samples, 3):
-        assert sorted(chain) == [GOLD, GOLD, "half"]
+def test_what_repeats_is_cut_off_without_form_or_would_cut_the_chain_is_left_out():
+    samples = ["junk", "", " gold ", "half", " half", "<answer_2> half", "no form", "nothing but form"]
+    assert fit_to_show(FORMED, GOLD, samples) == ["half", "nothing but form"]
+
+
+def test_without_a_format_an_answer_has_to_earn_something():
+    assert fit_to_show(task("a", "b", "c"), GOLD, ["junk", "no form", "half"]) == ["no form", "half"]
+
+
+def test_the_gold_is_among_them_once_and_at_every_place():
+    packed = [pack_chain(GOLD, ["half", "other half", "right too"], 3, np.random.default_rng(n)) for n in range(20)]
+    assert all(sorted(chain) == ["gold", "half", "other half"] for chain in packed)
+    assert {chain.index(GOLD) for chain in packed} == {0, 1, 2}
+    assert pack_chain(GOLD, ["half"], 1, np.random.default_rng(0)) == [GOLD]
+
+
+def test_too_few_samples_are_filled_up_with_the_gold():
+    assert sorted(pack_chain(GOLD, ["half"], 3, np.random.default_rng(0))) == [GOLD, GOLD, "half"]
 
 
 @pytest.fixture
-def profile():
-    return get_profile("smoke", {"sft.chains": "own", "sft.own_samples": 3, "rl.temperature": 0.9})
-
-
-def test_samples_are_drawn_once_and_kept(profile, tmp_path, monkeypatch):
-    rows = get_task("tiny_tools").load(None, "train")[:4]
+def asked(monkeypatch) -> list:
+    """What `sample` was asked for; it answers each row with its gold, twice other words of it, one cut off."""
     asked = []
 
     def sample(model, tokenizer, prompts, **settings):
         asked.append((prompts, settings))
-        return [f"{number}" for number in range(len(prompts))], [1] * len(prompts)
+        texts = [f"<think> {number % 3} </think>\n<response> Which? </response>" for number in range(len(prompts))]
+        return texts, [settings["max_new_tokens"] if number % 3 == 2 else 5 for number in range(len(prompts))]
 
     monkeypatch.setattr(warmup, "sample", sample)
+    monkeypatch.setattr(warmup, "load_policy", lambda *_: (None, lambda texts, **_: {"input_ids": [[1]] * len(texts)}))
     monkeypatch.setattr(warmup, "render_prompt", lambda tokenizer, messages, m: f"{messages[-1]['content']} x{m}")
-    first = own_samples(profile, None, None, rows, tmp_path, seed=5)
-    assert first == {row["id"]: [str(3 * i + j) for j in range(3)] for i, row in enumerate(rows)}
+    rows = get_task("tiny_tools").load(None, "train")[:4]
+    monkeypatch.setattr(warmup, "load_rows", lambda *_, **__: rows)
+    return asked
+
+
+def test_samples_are_drawn_once_kept_and_shown(asked, tmp_path, capsys):
+    profile = get_profile("smoke", {"sft.chains": "own", "sft.own_samples": 3, "rl.temperature": 0.9})
+    real, path = get_task("tiny_tools"), tmp_path / "own.json.gz"
+    rows = warmup.load_rows()
+    show = own_demonstrations(profile, real, tmp_path / "policy", path, seed=5)
     ((prompts, settings),) = asked
     assert prompts == [f"{row['prompt'][-1]['content']} x1" for row in rows for _ in range(3)]
     assert settings["temperature"] == 0.9 and settings["max_new_tokens"] == profile.policy.max_answer_tokens
-    assert own_samples(profile, None, None, rows, tmp_path, seed=5) == first
-    assert len(asked) == 1 and (tmp_path / SAMPLES).exists()
-
-
-def test_the_profile_chooses(profile, tmp_path, monkeypatch):
-    row = {"id": "a", "gold": GOLD}
-    show = demonstrator(get_profile("smoke"), TASK, None, None, [row], tmp_path, seed=0)
-    assert show(row, 2, np.random.default_rng(0)) == ["slip", "slip"]
-    monkeypatch.setattr(warmup, "own_samples", lambda *_: {"a": ["half", "other half"]})
-    show = demonstrator(profile, TASK, None, None, [row], tmp_path, seed=0)
-    assert show(row, 1, np.random.default_rng(0)) == [GOLD]
-    assert set(show(row, 3, np.random.default_rng(0))) == {GOLD, "half", "other half"}
+    assert "67% came to an end" in capsys.readouterr().out
+    again = own_demonstrations(profile, real, tmp_path / "policy", path, seed=5)
+    assert len(asked) == 1 and path.exists()
+    for row in rows:
+        chain = show(row, 3, np.random.default_rng(0))
+        assert chain == again(row, 3, np.random.default_rng(0)) and row["gold"] in chain
+        assert not any("<think> 2 </think>" in answer for answer in chain)  # those were cut off
+        assert show(row, 1, np.random.default_rng(0)) == [row["gold"]]
