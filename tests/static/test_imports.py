@@ -15,7 +15,8 @@ PACKAGE = ROOT / "vpo_lab"
 ORDER = (
     "errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics", "processes", "storage",
     "progress", "plots", "live", "tiny_model", "policy", "rollouts", "trainer", "stages", "warmup", "training",
-    "evaluation", "experiment", "widgets", "report", "experiment_report", "doctor", "plan", "pipeline", "bench", "cli",
+    "evaluation", "experiment", "widgets", "explorer", "report", "experiment_report", "doctor", "plan", "pipeline",
+    "site", "bench", "cli",
 )  # fmt: skip
 
 LIGHT = ("errors", "profiles", "tasks", "chains", "scalarization", "advantages", "metrics")
