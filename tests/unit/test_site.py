@@ -23,7 +23,8 @@ def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site):
     assert {"index.html", "results.html", "explorer.html", "full-run.html"} | {f"{n}.html" for n in NAMES} <= pages
     for page in site.glob("*.html"):
         text = page.read_text()
-        assert not re.search(r"""(?:src|srcset)=["']https?:|<link[^>]+href="(?!data:)|@import|url\(https?:""", text), page.name
+        loaded = re.search(r"""(?:src|srcset)=["']https?:|<link[^>]+href="(?!data:)|@import|url\(https?:""", text)
+        assert not loaded, (page.name, loaded)
         assert "<title>" in text and "$$" not in re.sub(r"<(pre|code|script).*?</\1>", "", text, flags=re.S), page.name
 
 
