@@ -306,7 +306,7 @@ def _common_arguments(profile: Profile, stage: Path, seed: int) -> dict:
 
 
 def _can_track(stage: Path) -> bool:
-    """Is there a W&B key, or is it to log offline? Then a resumed stage goes on in its own W&B run."""
+    """Is there a W&B key, or is it to log offline? Then every stage has a W&B run of its own, resumed or not."""
     if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
         return False
     if find_spec("wandb") is None:
@@ -317,6 +317,5 @@ def _can_track(stage: Path) -> bool:
         write_bytes(mark, uuid.uuid4().hex[:8].encode())
     wait_for_all()
     os.environ.setdefault("WANDB_PROJECT", "vpo-lab")
-    os.environ.setdefault("WANDB_DIR", str(stage.parent))
-    os.environ.update(WANDB_RUN_ID=mark.read_text(), WANDB_RESUME="allow")
+    os.environ.update(WANDB_DIR=str(stage), WANDB_RUN_ID=mark.read_text(), WANDB_RESUME="allow")
     return True

@@ -99,7 +99,7 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
 
 
 def test_wandb_logs_each_stage_as_one_run_and_nothing_leaves_the_machine(root):
-    runs = {path.name.rpartition("-")[2] for path in (root / "run" / "wandb").glob("offline-run-*")}
+    runs = {path.name.rpartition("-")[2] for path in (root / "run").rglob("wandb/offline-run-*")}
     stages = ("sft/golds", "sft", "grpo", "vpo")
     marks = {(root / "run" / stage / "wandb_id").read_text() for stage in stages}
     assert runs == marks and len(runs) == 4  # the resumed one goes on in its own
