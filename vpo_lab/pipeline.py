@@ -26,7 +26,7 @@ from vpo_lab.profiles import Profile, get_profile
 from vpo_lab.progress import duration
 from vpo_lab.stages import LOG, TRAIN_UNTIL, has_policy, stopped_at
 from vpo_lab.storage import default_run_dir, only_one_in, open_run, read_json, write_bytes
-from vpo_lab.tasks import get_task
+from vpo_lab.tasks import TASK_FOLDER, get_task
 from vpo_lab.training import train_rl, train_sft
 
 # Notebooks of one wave do not need each other and run side by side. `share` is how much of a tiny
@@ -195,6 +195,7 @@ def _take_up_stopped(jobs: dict[str, Job]) -> None:
 def _kernel_environment(profile: Profile, max_hours: float | None) -> Iterator[None]:
     """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
     wanted = {"VPO_LAB_HEADLESS": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    wanted[TASK_FOLDER] = os.environ.get(TASK_FOLDER) or os.getcwd()  # from here a path to a task of one's own is meant
     if profile.policy.backend == "unsloth":  # it trains on one GPU, and must see no other from the very start
         wanted["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     if max_hours is not None:

@@ -124,7 +124,8 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, 
 
         def on_train_begin(self, args, state, control, **_):
             self.progress = StageProgress(title, steps, done=state.global_step)
-            self.log, self.view = [], LiveView(title, example) if someone_looks() else None
+            self.log = []
+            self.view = LiveView(title, example) if someone_looks() else None
             if rank() == 0:
                 for name in (LOG, LOOKS):
                     _drop_log_after(stage / name, state.global_step)

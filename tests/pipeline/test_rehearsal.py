@@ -67,6 +67,7 @@ def profile(data, tmp_path_factory) -> Profile:
             "sft.steps": 2,
             "rl.steps": 2,
             "policy.max_answer_tokens": 64,  # random weights never write an end, so every rollout has this length
+            "evaluation.every": 0,  # every rollout that is counted here is one of the training
             "evaluation.requests": 2,
             "evaluation.candidates": 6,
             "evaluation.budgets": (1, 3, 6),
