@@ -163,7 +163,8 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, 
             if "wandb" in args.report_to and rank() == 0:
                 import wandb
 
-                wandb.finish()  # the next stage of this process is a run of its own
+                wandb.finish()
+                wandb.teardown()  # the next stage of this process is a run of its own: it reads its settings anew
 
     return StageCallback()
 
