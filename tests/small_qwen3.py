@@ -12,11 +12,20 @@ def copy_rows(real: Path, folder: Path) -> None:
     shutil.copy(real / "test.parquet", folder / "test.parquet")
 
 
+def small_config(**settings):
+    """The shape of a Qwen3 of two narrow layers; `settings` add to it or change it."""
+    from transformers import Qwen3Config
+
+    narrow = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, head_dim=8)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    return Qwen3Config(**{**narrow, **heads, **settings})
+
+
 def build_model(data: Path, folder: Path) -> Path:
     """A Qwen3 with random weights, and a tokenizer of 2,000 tokens trained on the rows."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
     from trl.chat_template_utils import qwen3_chat_template
 
     backend = Tokenizer(models.BPE())
@@ -31,16 +40,12 @@ def build_model(data: Path, folder: Path) -> Path:
         tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=qwen3_chat_template
     )
     torch.manual_seed(0)
-    config = Qwen3Config(
+    config = small_config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
         head_dim=16,
         max_position_embeddings=8192,
-        tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

@@ -16,7 +16,12 @@ Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a profile field, e.g. rl.steps=20.")
 ]
 
-Hours = Annotated[float, typer.Option(help="End RL in time for an evaluation within these hours; 0: train all steps.")]
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        help="End RL in time for an evaluation, hours from now; 0: evaluate what is there; default: no limit."
+    ),
+]
 
 
 @app.command()

@@ -20,6 +20,7 @@ from pathlib import Path
 from vpo_lab.advantages import get_method
 from vpo_lab.errors import LabError
 from vpo_lab.evaluation import pool_names, pool_path
+from vpo_lab.live import HEADLESS
 from vpo_lab.policy import check_backend
 from vpo_lab.processes import environment_kept, first_ones, rank, wait_for_all
 from vpo_lab.profiles import Profile, get_profile
@@ -194,7 +195,7 @@ def _take_up_stopped(jobs: dict[str, Job]) -> None:
 @contextmanager
 def _kernel_environment(profile: Profile, max_hours: float | None) -> Iterator[None]:
     """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
-    wanted = {"VPO_LAB_HEADLESS": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    wanted = {HEADLESS: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     wanted[TASK_FOLDER] = os.environ.get(TASK_FOLDER) or os.getcwd()  # from here a path to a task of one's own is meant
     if profile.policy.backend == "unsloth":  # it trains on one GPU, and must see no other from the very start
         wanted["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.live import HEADLESS
 from vpo_lab.plots import MAZE_CELLS, candidate_color, simplex_xy
 from vpo_lab.scalarization import dirichlet_weights, scalarize, set_reward, winners
 from vpo_lab.tasks.maze import Maze, parse_maze, walk
@@ -28,7 +29,6 @@ from vpo_lab.tasks.tool_reward import parse_answer
 if TYPE_CHECKING:
     from ipywidgets import Widget
 
-HEADLESS = "VPO_LAB_HEADLESS"  # the pipeline sets this to 1 while it executes notebooks
 MAX_CHARS = 140
 
 # A set: M answer texts and their reward vectors (M, D), as `evaluation.sample_sets` gives them.

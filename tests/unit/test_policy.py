@@ -7,7 +7,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from small_qwen3 import small_config
+from transformers import Qwen3ForCausalLM
 from trl import GRPOConfig
 
 from vpo_lab import policy
@@ -94,17 +95,13 @@ def test_trl_is_told_how_to_sample():
 
 def small_model(tokenizer):
     torch.manual_seed(0)
-    config = Qwen3Config(
+    config = small_config(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
         num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
+        tie_word_embeddings=False,
     )
     return Qwen3ForCausalLM(config)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from small_qwen3 import small_config
+from transformers import Qwen3ForCausalLM
 
 from vpo_lab.errors import LabError
 from vpo_lab.profiles import get_profile
@@ -51,17 +52,7 @@ def test_advantages_lie_where_the_left_packed_tokens_lie(scored):
 def lora_model(dtype):
     """A small Qwen3 with an adapter on all linear maps that is not zero."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=True,
-    )
-    base = Qwen3ForCausalLM(config).to(dtype)
+    base = Qwen3ForCausalLM(small_config(vocab_size=50)).to(dtype)
     names = {name: weight.detach().clone() for name, weight in base.named_parameters()}
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, weight in model.named_parameters():
