@@ -50,7 +50,7 @@ contracts: setup  ## after a change of GPU pins: read anew from the wheels (0.4 
 	$(BIN)/pytest -q tests/contract
 
 bench: setup  ## scorer, set reward, advantages, their share of a training step, import time
-	$(BIN)/python -m vpo_lab.bench
+	$(BIN)/python benchmarks/bench.py
 
 figures: setup  ## redraw figures/ from results/, without training
 	$(BIN)/vpo-lab figures

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from vpo_lab.plan import Shape
+from plan import Shape
+
 from vpo_lab.tasks import get_task
-from vpo_lab.tiny_model import SPECIAL
+from vpo_lab.train.tiny_model import SPECIAL
 
 
 def copy_rows(real: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: run, train, plan, experiment, figures, explorer, publish, site, doctor."""
+"""The command line: run, train, experiment, figures, explorer, publish, site, doctor."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def run(
     max_hours: Hours = None,
 ) -> None:
     """Run the five notebooks; started again after a kill, continue where it was."""
-    from vpo_lab.pipeline import run_pipeline
-    from vpo_lab.report import print_summary
+    from vpo_lab.course.notebooks import run_pipeline
+    from vpo_lab.course.results import print_summary
 
     overrides = _overrides(settings, data)
-    parameters = _assignments(parameter, "-p")
+    parameters = assignments(parameter, "-p")
     try:
         path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None, max_hours)
     except KeyboardInterrupt:  # here, because typer ends the process before main() could see it
@@ -65,8 +65,8 @@ def train(
 
     `vpo-lab run` with the same options then finds them trained, evaluates and reports.
     """
-    from vpo_lab.pipeline import train_stages
     from vpo_lab.processes import say
+    from vpo_lab.train.rl import train_stages
 
     overrides = _overrides(settings, data)
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
@@ -84,7 +84,7 @@ def experiment(
     collect_only: Annotated[bool, typer.Option(help="Train nothing, write the CSV files of what is done.")] = False,
 ) -> None:
     """Train methods x seeds x worlds, resumable; write all that is done below the folder to CSV files."""
-    from vpo_lab.experiment import collect, finished, plan, run_experiment
+    from vpo_lab.course.experiment import collect, finished, plan, run_experiment
 
     jobs = plan(Path(folder), worlds or [], variants or [], seeds or [])
     try:
@@ -107,9 +107,8 @@ def figures(
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
     """Draw the figures from saved results, without training; write the tables of results/README.md and notebooks."""
-    from vpo_lab.expected import update_expected, update_notebooks
-    from vpo_lab.experiment_report import draw_experiment_figures, read_tables, update_results_page
-    from vpo_lab.report import draw_figures
+    from vpo_lab.course.figures import draw_experiment_figures, draw_figures
+    from vpo_lab.course.results import read_tables, update_expected, update_notebooks, update_results_page
 
     paths = draw_figures(Path(results), Path(out))
     if Path(experiment).is_dir():
@@ -132,7 +131,7 @@ def explorer(
     out: Annotated[str, typer.Option(help="The page, one file.")] = "docs/explorer.html",
 ) -> None:
     """Build the page on which anyone can turn the weights in a browser, without a kernel."""
-    from vpo_lab.explorer import write_explorer
+    from vpo_lab.course.page import write_explorer
 
     print(write_explorer(Path(results), Path(experiment), Path(out)))
 
@@ -140,10 +139,10 @@ def explorer(
 @app.command()
 def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder.")] = "runs/tiny") -> None:
     """Copy a finished run's notebooks and results into the repository, and its figures into the README."""
-    from vpo_lab.pipeline import notebook_folder
-    from vpo_lab.pipeline import publish as publish_run
-    from vpo_lab.report import update_readme
-    from vpo_lab.storage import read_json
+    from vpo_lab.course.notebooks import notebook_folder
+    from vpo_lab.course.notebooks import publish as publish_run
+    from vpo_lab.course.results import update_readme
+    from vpo_lab.files import read_json
 
     for path in publish_run(Path(run_dir)):
         print(path)
@@ -162,30 +161,14 @@ def site(out: Annotated[str, typer.Option(help="Folder of the pages.")] = "site"
 @app.command()
 def doctor() -> None:
     """Say what this machine can run and what is missing."""
-    from vpo_lab.doctor import print_report
+    from vpo_lab.course.doctor import print_report
 
     raise typer.Exit(print_report())
 
 
-@app.command()
-def plan(
-    profile: Annotated[str, typer.Option(help="tiny, smoke or qwen3-1.7b.")] = "qwen3-1.7b",
-    gpu: Annotated[
-        list[str] | None, typer.Option(metavar="CARD", help="A card's name or its GB; default 24, 40 and 80.")
-    ] = None,
-    gpus: Annotated[int, typer.Option(help="How many such cards share the rollouts of a step.")] = 1,
-    settings: Setting = None,
-) -> None:
-    """Estimate the memory and the time of a full-size run, before a GPU is rented."""
-    from vpo_lab.plan import print_plan
-    from vpo_lab.profiles import get_profile
-
-    print_plan(get_profile(profile, _assignments(settings, "--set")), gpu or [], gpus)
-
-
 def _overrides(settings: list[str] | None, data: str) -> dict:
     """Profile fields to change. Folders named from here become absolute: notebooks run in another folder."""
-    overrides = _assignments(settings, "--set")
+    overrides = assignments(settings, "--set")
     if data:
         overrides["data"] = str(Path(data).resolve())
     model = overrides.get("policy.model")
@@ -194,7 +177,7 @@ def _overrides(settings: list[str] | None, data: str) -> dict:
     return overrides
 
 
-def _assignments(items: list[str] | None, option: str) -> dict:
+def assignments(items: list[str] | None, option: str) -> dict:
     values = {}
     for item in items or []:
         name, equals, text = item.partition("=")

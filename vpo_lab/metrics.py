@@ -13,7 +13,19 @@ from functools import lru_cache
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import set_reward
+from vpo_lab.weights import set_reward
+
+
+def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """(mean, low, high) at 95%: seeds and requests are both drawn anew, so it covers another training too."""
+    rng = np.random.default_rng(seed)
+    n_seeds, n_requests = values_SN.shape
+    counts_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
+    counts_RN = rng.multinomial(n_requests, np.full(n_requests, 1 / n_requests), size=resamples) / n_requests
+    means_R = np.einsum("rs,sn,rn->r", counts_RS, values_SN, counts_RN, optimize=True)
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return float(values_SN.mean()), float(low), float(high)
+
 
 # --- Budgets: the best of k candidates --------------------------------------------------------
 

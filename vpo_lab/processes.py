@@ -11,6 +11,17 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+
+def _quiet_libraries() -> None:
+    """One progress line is enough: bars and notices of loading and saving would bury it."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 T = TypeVar("T")
 
 

@@ -9,9 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
+from vpo_lab.course.notebooks import WAVES, notebook_folder
 from vpo_lab.errors import LabError
-from vpo_lab.pipeline import WAVES, notebook_folder
-from vpo_lab.storage import atomic_folder, write_bytes
+from vpo_lab.files import atomic_folder, write_bytes
 
 # The public address of the repository: badges, install cells and links are built from it (`address`).
 REPOSITORY = "OWNER/vpo-lab"

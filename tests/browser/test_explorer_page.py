@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpo_lab.scalarization import scalarize, set_reward, winners
-from vpo_lab.widgets import corner_utilities, rebalance, utility_weights, win_regions
+from vpo_lab.course.widgets import corner_utilities, rebalance, utility_weights, win_regions
+from vpo_lab.weights import scalarize, set_reward, winners
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explorer.html"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vpo_lab.widgets import HEADLESS
+from vpo_lab.course.widgets import HEADLESS
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 SECONDS = 150  # for all cells of one notebook

@@ -63,8 +63,8 @@ class Missing(Exception):
 @functools.cache
 def specimen(kind: str):
     """A real tokenizer or model, the smallest: some attributes exist on instances only."""
-    from vpo_lab.profiles import Policy
-    from vpo_lab.tiny_model import build_model, train_tokenizer
+    from vpo_lab.config import Policy
+    from vpo_lab.train.tiny_model import build_model, train_tokenizer
 
     tokenizer = train_tokenizer([])
     if kind == "tokenizer":

@@ -96,7 +96,7 @@ def test_nothing_is_imported_by_a_name_in_a_string():
 
 
 def test_the_profiles_fit_what_vllm_allows():
-    from vpo_lab.profiles import PROFILES
+    from vpo_lab.config import PROFILES
 
     for profile in PROFILES.values():
         assert profile.policy.dtype in SNAPSHOT["literals"]["vllm.config.model.ModelDType"], profile.name
@@ -296,7 +296,7 @@ def test_the_losses_take_one_advantage_per_token():
 
 
 def test_trl_hands_the_reward_what_it_asks_for():
-    from vpo_lab.rollouts import VectorReward
+    from vpo_lab.train.rollouts import VectorReward
 
     tree = trl_tree("_calculate_rewards")
     call = reading.expanding_call(tree, "reward_func")

@@ -16,12 +16,12 @@ import pytest
 import torch
 from gpu_measures import add_entry, card_here, entry_of, planned_bytes, record_path
 from gpu_model import EVALUATION, ON_CPU, profile_here, sampling_changes, shape_here
+from plan import plan
 from small_qwen3 import copy_rows
 from toolrl_rows import write_parquet
 
-from vpo_lab.plan import plan
-from vpo_lab.policy import NEEDS
-from vpo_lab.profiles import Profile
+from vpo_lab.config import Profile
+from vpo_lab.train.gpu import NEEDS
 
 HERE = Path(__file__).parent
 REQUIRED = os.environ.get("VPO_LAB_REQUIRE_GPU") == "1"

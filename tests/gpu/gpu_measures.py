@@ -10,9 +10,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from vpo_lab.plan import CARDS, WIDTH, Card, Shape, kv_bytes_per_token, kv_room, memory, peak, uses_vllm
-from vpo_lab.profiles import Profile
-from vpo_lab.storage import read_json, write_json
+from plan import CARDS, WIDTH, Card, Shape, kv_bytes_per_token, kv_room, memory, peak, uses_vllm
+
+from vpo_lab.config import Profile
+from vpo_lab.files import read_json, write_json
 
 # --- The card and its plan --------------------------------------------------------------------
 

@@ -14,13 +14,13 @@ import string
 from itertools import product
 from pathlib import Path
 
+from plan import SHAPES, Shape
 from small_qwen3 import chat_tokenizer, shape_config, trained_backend
 from toolrl_rows import write_parquet
 
-from vpo_lab.plan import SHAPES, Shape
-from vpo_lab.policy import render_prompt
-from vpo_lab.profiles import Profile, get_profile
+from vpo_lab.config import Profile, get_profile
 from vpo_lab.tasks import get_task
+from vpo_lab.train.prompts import render_prompt
 
 ON_CPU = os.environ.get("VPO_LAB_GPU_TESTS_ON_CPU") == "1"
 FULL = next(shape for shape in SHAPES if shape.name == "Qwen3-1.7B")

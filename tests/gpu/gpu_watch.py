@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 from gpu_model import ADAPTERS
 
-from vpo_lab import rollouts, training
-from vpo_lab.rollouts import VectorReward
+from vpo_lab.train import rl as training
+from vpo_lab.train import rollouts
+from vpo_lab.train.rollouts import VectorReward
 
 LOGGED = 16  # rollouts of a prompt whose log-probabilities are compared
 

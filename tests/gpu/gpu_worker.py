@@ -28,11 +28,14 @@ from gpu_model import (
 )
 from gpu_watch import Watch, watched
 
-from vpo_lab import training
-from vpo_lab.policy import load_policy, render_prompt, sample, set_adapter
-from vpo_lab.stages import LOOKS, POLICY, read_log
-from vpo_lab.storage import write_json
+from vpo_lab.files import write_json
+from vpo_lab.runs import LOOKS, POLICY, read_log
 from vpo_lab.tasks import get_task
+from vpo_lab.train import rl as training
+from vpo_lab.train.gpu import set_adapter
+from vpo_lab.train.policy import load_policy
+from vpo_lab.train.prompts import render_prompt
+from vpo_lab.train.sampling import sample
 
 TASK = get_task("toolrl")
 

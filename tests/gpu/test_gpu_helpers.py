@@ -9,11 +9,11 @@ from gpu_measures import ENTRY, MACHINE, add_entry, card_here, complaints, decod
 from gpu_model import FULL, build_tokenizer, profile_here
 from gpu_statistics import as_sampled, distance, limit, lumped, tail_share
 from gpu_watch import EveryTokenEnds, kept_rollouts, probe_advantages
+from plan import CARDS, plan, weights
 from toolrl_rows import ROWS
 
-from vpo_lab.plan import CARDS, plan, weights
-from vpo_lab.storage import read_json
-from vpo_lab.trainer import left_packed
+from vpo_lab.files import read_json
+from vpo_lab.train.gpu import left_packed
 
 PROMPTS, VOCABULARY = 4, 4000
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 from gpu_measures import complaints, record_path
+from plan import weights
 
-from vpo_lab.plan import weights
-from vpo_lab.storage import read_json
+from vpo_lab.files import read_json
 from vpo_lab.tasks import get_task
 
 pytestmark = pytest.mark.gpu

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from small_qwen3 import build_model, copy_rows
 
-from vpo_lab.stages import LOOKS, read_log
-from vpo_lab.storage import read_json
+from vpo_lab.files import read_json
+from vpo_lab.runs import LOOKS, read_log
 
 SETTINGS = {
     "policy.backend": "transformers",  # no CUDA for Unsloth and vLLM

@@ -11,9 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from vpo_lab.course.notebooks import WAVES, as_committed, check_parameters
 from vpo_lab.errors import LabError
-from vpo_lab.pipeline import WAVES, as_committed, check_parameters
-from vpo_lab.storage import only_one_in
+from vpo_lab.runs import only_one_in
 
 NOTEBOOKS = [name for wave in WAVES for name in wave]
 

@@ -10,14 +10,17 @@ from safetensors.torch import load_file
 from small_qwen3 import build_model, copy_rows
 from toolrl_rows import write_parquet
 
-from vpo_lab import rollouts, training
-from vpo_lab.evaluation import evaluate, summarize
-from vpo_lab.policy import load_rows, render_prompt
-from vpo_lab.profiles import Profile, get_profile
-from vpo_lab.rollouts import VectorReward
-from vpo_lab.stages import read_log
+from vpo_lab.config import Profile, get_profile
+from vpo_lab.runs import read_log
+from vpo_lab.search.pool import evaluate
+from vpo_lab.search.summary import summarize
 from vpo_lab.tasks import get_task
-from vpo_lab.training import train_rl, train_sft
+from vpo_lab.train import rl as training
+from vpo_lab.train import rollouts
+from vpo_lab.train.prompts import load_rows, render_prompt
+from vpo_lab.train.rl import train_rl
+from vpo_lab.train.rollouts import VectorReward
+from vpo_lab.train.sft import train_sft
 
 TASK = get_task("toolrl")
 METHODS = ("grpo", "vpo")

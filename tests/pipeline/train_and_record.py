@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpo_lab import cli
 from vpo_lab.processes import rank
-from vpo_lab.rollouts import VectorReward
+from vpo_lab.train.rollouts import VectorReward
 
 folder = Path(sys.argv.pop(1))
 calls = []

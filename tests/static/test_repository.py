@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from vpo_lab.expected import EXPECTED, update_expected, update_notebooks
-from vpo_lab.experiment_report import read_tables, update_results_page
-from vpo_lab.report import BLOCK, readme_table
-from vpo_lab.storage import read_json
+from vpo_lab.course.results import (
+    BLOCK,
+    EXPECTED,
+    read_tables,
+    readme_table,
+    update_expected,
+    update_notebooks,
+    update_results_page,
+)
+from vpo_lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -172,7 +172,7 @@ def test_gpu_has_the_hours_and_profile_of_the_inputs_and_the_key_only_where_it_i
 
 def test_gpu_profiles_and_settings_of_the_short_run_exist():
     from vpo_lab.cli import _assignments
-    from vpo_lab.profiles import PROFILES, get_profile
+    from vpo_lab.config import PROFILES, get_profile
 
     profiles = WORKFLOWS["gpu"]["on"]["workflow_dispatch"]["inputs"]["profile"]
     assert set(profiles["options"]) <= set(PROFILES) and profiles["default"] in profiles["options"]

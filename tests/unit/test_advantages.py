@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpo_lab.advantages import METHODS, get_method, group_normalize, max_at_k_credit, pairwise_l1
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights
+from vpo_lab.methods import METHODS, get_method, group_normalize, max_at_k_credit, pairwise_l1
+from vpo_lab.weights import dirichlet_weights
 
 GROUPS, G, M, D = 5, 6, 3, 4  # G is above the pool of vpo_pool: with k = G all credits are equal
 quick = settings(deadline=None, max_examples=30)

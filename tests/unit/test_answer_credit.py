@@ -10,9 +10,9 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from vpo_lab import advantages
-from vpo_lab.advantages import answer_advantages, answer_credit, max_at_k_credit, vpo
-from vpo_lab.scalarization import dirichlet_weights
+from vpo_lab import methods as advantages
+from vpo_lab.methods import answer_advantages, answer_credit, max_at_k_credit, vpo
+from vpo_lab.weights import dirichlet_weights
 
 D, K = 2, 4
 

@@ -1,8 +1,7 @@
 """The helpers of the benchmark: who runs when, and which steps are compared with which."""
 
 import pytest
-
-from vpo_lab.bench import UNCOUNTED, Turns, ratios
+from bench import UNCOUNTED, Turns, ratios
 
 
 def test_one_thread_runs_at_a_time_and_each_goes_first_in_turn():

@@ -9,10 +9,13 @@ import nbformat
 import pytest
 from toolrl_rows import ROWS, as_record, write_parquet
 
-from vpo_lab import cli, pipeline, report
-from vpo_lab.pipeline import WAVES
-from vpo_lab.profiles import get_profile
-from vpo_lab.storage import open_run, write_json
+from vpo_lab import cli
+from vpo_lab.config import get_profile
+from vpo_lab.course import figures as report
+from vpo_lab.course import notebooks as pipeline
+from vpo_lab.course.notebooks import WAVES
+from vpo_lab.files import write_json
+from vpo_lab.runs import open_run
 
 NAMES = [name for wave in WAVES for name in wave]
 REHEARSAL = ["--profile", "qwen3-1.7b", "--set", "policy.backend=transformers", "--set", "policy.model=m"]
@@ -123,7 +126,7 @@ def test_without_a_gpu_the_full_profile_is_refused_before_its_data_is_fetched(re
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("vpo_lab.tasks.toolrl.fetch", None)
+    monkeypatch.setattr("vpo_lab.tasks.tool_calls.toolrl.fetch", None)
     line = refused("--profile", "qwen3-1.7b", "--run-dir", "run")
     assert "needs a CUDA GPU" in line and "--profile tiny" in line
     assert not (tmp_path / "run").exists()

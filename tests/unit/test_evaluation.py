@@ -9,27 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vpo_lab import evaluation
+from vpo_lab.config import get_profile
+from vpo_lab.course.results import find_results
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import (
-    Pool,
-    at_k,
-    describe,
-    evaluate,
-    find_results,
-    metrics_of,
-    pool_names,
-    pool_path,
-    sample_pool,
-    sample_sets,
-    summarize,
-)
+from vpo_lab.files import read_json
 from vpo_lab.metrics import expected_utility
-from vpo_lab.profiles import get_profile
-from vpo_lab.scalarization import dirichlet_weights
-from vpo_lab.storage import read_json
-from vpo_lab.tasks import get_task, maze
-from vpo_lab.tasks.tiny_tools import TinyTools
+from vpo_lab.runs import pool_path
+from vpo_lab.search import summary as evaluation
+from vpo_lab.search.pool import Pool, evaluate, pool_names, sample_pool, sample_sets
+from vpo_lab.search.summary import at_k, describe, metrics_of, summarize
+from vpo_lab.tasks import get_task
+from vpo_lab.tasks.maze import world as maze
+from vpo_lab.tasks.tool_calls.tiny import TinyTools
+from vpo_lab.weights import dirichlet_weights
 
 SMOKE = get_profile("smoke")
 OBJECTIVES = get_task("tiny_tools").objectives
@@ -339,7 +331,7 @@ def test_a_pool_that_is_there_is_not_sampled_again(run):
 def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch, m, chains):
     """A stand-in for the model: it answers with the gold of the first row, in every chain."""
     from vpo_lab.chains import join_chain
-    from vpo_lab.tiny_model import train_tokenizer
+    from vpo_lab.train.tiny_model import train_tokenizer
 
     task = get_task("tiny_tools")
     rows = task.load(None, "test")[:3]

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from vpo_lab.course.results import EXPECTED, expected_table, own_numbers, update_expected, update_notebooks
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import Pool, at_k
-from vpo_lab.expected import EXPECTED, expected_table, own_numbers, update_expected, update_notebooks
+from vpo_lab.search.pool import Pool
+from vpo_lab.search.summary import at_k
 
 
 def tables(**missing) -> dict[str, list[dict]]:

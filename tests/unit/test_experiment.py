@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from vpo_lab import experiment
+from vpo_lab.course import experiment
+from vpo_lab.course.experiment import SEEDS, VARIANTS, WORLDS, Job, collect, finished, plan, run_experiment
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import Pool, pool_path
-from vpo_lab.experiment import SEEDS, VARIANTS, WORLDS, Job, collect, crossed_bootstrap, finished, plan, run_experiment
+from vpo_lab.metrics import crossed_bootstrap
+from vpo_lab.runs import pool_path
+from vpo_lab.search.pool import Pool
 
 
 def test_every_variant_has_a_valid_profile_and_a_start(tmp_path):

@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vpo_lab import cli, experiment_report, plots, report
+from vpo_lab import cli, show
+from vpo_lab.course import figures as report
+from vpo_lab.course import results as experiment_report
+from vpo_lab.course.experiment import BUDGETS, PROFILED, VARIANTS, YARDSTICKS, Job, collect
+from vpo_lab.course.figures import save_figures
+from vpo_lab.course.results import experiment_tables, read_tables, update_results_page
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import Pool, pool_path
-from vpo_lab.experiment import BUDGETS, PROFILED, VARIANTS, YARDSTICKS, Job, collect
-from vpo_lab.experiment_report import experiment_tables, read_tables, update_results_page
-from vpo_lab.report import save_figures
-from vpo_lab.storage import write_json
+from vpo_lab.files import write_json
+from vpo_lab.runs import pool_path
+from vpo_lab.search.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = {"tiny": ("best", "pass", "eum"), "maze": ("best", "pass", "eum", "hypervolume")}
@@ -261,7 +264,7 @@ def test_the_committed_page_has_a_place_for_every_table(whole):
 @pytest.fixture
 def small_maze(monkeypatch):
     gold = "🤖⬜🟡\n⬜🔥⬜\n💎⬜🏁"
-    monkeypatch.setattr(experiment_report, "_some_maze", lambda: plots.maze_paths(gold, ["→→↓↓"]))
+    monkeypatch.setattr(experiment_report, "_some_maze", lambda: show.maze_paths(gold, ["→→↓↓"]))
 
 
 def test_every_figure_is_drawn(tmp_path, small_maze):
@@ -290,7 +293,7 @@ def test_figures_of_partial_results(tmp_path):
 
 def test_the_same_picture_gives_the_same_bytes(tmp_path):
     paths = [
-        save_figures({"a": plots.reward_vectors(np.eye(2), ["x", "y"])}, tmp_path / folder) for folder in ("one", "two")
+        save_figures({"a": show.reward_vectors(np.eye(2), ["x", "y"])}, tmp_path / folder) for folder in ("one", "two")
     ]
     assert paths[0][0].read_bytes() == paths[1][0].read_bytes()
 

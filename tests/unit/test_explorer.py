@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from vpo_lab import cli
+from vpo_lab.course.page import MARK, TEMPLATE, fill, page_data, write_explorer
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import Pool, pool_path
-from vpo_lab.explorer import MARK, TEMPLATE, fill, page_data, write_explorer
-from vpo_lab.scalarization import dirichlet_weights
-from vpo_lab.storage import read_json, write_json
+from vpo_lab.files import read_json, write_json
+from vpo_lab.runs import pool_path
+from vpo_lab.search.pool import Pool
+from vpo_lab.weights import dirichlet_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, EXPERIMENT = ROOT / "results" / "tiny", ROOT / "results" / "experiment"

@@ -7,12 +7,12 @@ import IPython.display
 import numpy as np
 import pytest
 
-from vpo_lab import live
-from vpo_lab.advantages import get_method
 from vpo_lab.chains import join_chain
-from vpo_lab.live import LiveView, someone_looks
-from vpo_lab.rollouts import VectorReward
+from vpo_lab.methods import get_method
+from vpo_lab.show import live
+from vpo_lab.show.live import LiveView, someone_looks
 from vpo_lab.tasks import get_task
+from vpo_lab.train.rollouts import VectorReward
 
 LOG = [{"step": step, "set_reward": 0.1 * step, "mean_reward": 0.2, "objective/format": 0.3} for step in range(1, 6)]
 

@@ -9,7 +9,7 @@ from vpo_lab.chains import answer_prompt, join_chain
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import hypervolume, pareto_optimal
 from vpo_lab.tasks import get_task
-from vpo_lab.tasks.maze import (
+from vpo_lab.tasks.maze.world import (
     DIAMOND,
     EXIT,
     FLOOR,
@@ -23,7 +23,7 @@ from vpo_lab.tasks.maze import (
     score,
     walk,
 )
-from vpo_lab.tiny_model import train_tokenizer
+from vpo_lab.train.tiny_model import train_tokenizer
 
 TASKS = {name: get_task(name) for name in ("maze", "maze_9x9")}
 SIZES = {"maze": (5, 2, 10, 4), "maze_9x9": (9, 3, 18, 10)}  # cells, block, moves, lava

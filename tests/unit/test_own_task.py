@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpo_lab.chains import join_chain, split_chain
+from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.evaluation import METRICS, Pool, at_k, evaluate, metrics_of, pool_path, summarize
 from vpo_lab.metrics import objective_collinearity
-from vpo_lab.pipeline import train_stages
-from vpo_lab.profiles import get_profile
-from vpo_lab.rollouts import score_rollouts
-from vpo_lab.scalarization import dirichlet_weights, set_reward
-from vpo_lab.stages import read_log
+from vpo_lab.runs import pool_path, read_log
+from vpo_lab.search.pool import Pool, evaluate
+from vpo_lab.search.summary import METRICS, at_k, metrics_of, summarize
 from vpo_lab.tasks import TASK_FOLDER, get_task
-from vpo_lab.tasks.maze import MazeTask
+from vpo_lab.tasks.maze.world import MazeTask
+from vpo_lab.train.rl import train_stages
+from vpo_lab.train.rollouts import score_rollouts
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE, GUIDE = ROOT / "examples" / "my_task.py", ROOT / "docs" / "own-task.md"

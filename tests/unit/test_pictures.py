@@ -6,12 +6,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from vpo_lab import pictures, plots
-from vpo_lab.advantages import METHODS
+from vpo_lab import show
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights, set_reward
+from vpo_lab.methods import METHODS
+from vpo_lab.weights import dirichlet_weights, set_reward
 
-TOY = np.array([[pictures.TOY_ANSWERS[letter] for letter in chain] for chain in pictures.TOY_CHAINS])
+TOY = np.array([[show.TOY_ANSWERS[letter] for letter in chain] for chain in show.TOY_CHAINS])
 OBJECTIVES = ("gold", "diamond", "avoid lava")
 
 
@@ -29,7 +29,7 @@ def texts(axes) -> list[str]:
 
 
 def test_the_mechanism_shows_what_the_library_computes():
-    page, envelope = pictures.mechanism().axes
+    page, envelope = show.mechanism().axes
     weights_KD = dirichlet_weights(2**14, 2)
     paid = [f"{value:.2f}" for value in (*TOY.mean(axis=(1, 2)), *set_reward(TOY, weights_KD))]
     assert [text for text in texts(page) if text.startswith("0.") and len(text) == 4] == paid
@@ -38,7 +38,7 @@ def test_the_mechanism_shows_what_the_library_computes():
 
 
 def test_the_bars_of_the_mechanism_are_the_advantages():
-    page = pictures.mechanism().axes[0]
+    page = show.mechanism().axes[0]
     bars = [p for p in page.patches if isinstance(p, Rectangle) and np.isclose(p.get_height(), 0.22)]
     expected = []
     for name in ("grpo", "vpo"):
@@ -52,16 +52,16 @@ def test_the_bars_of_the_mechanism_are_the_advantages():
 
 
 def test_the_winner_strip_of_the_mechanism_covers_all_weights():
-    envelope = pictures.mechanism().axes[1]
+    envelope = show.mechanism().axes[1]
     strip = sorted((p.get_x(), p.get_width(), p.get_facecolor()[:3]) for p in envelope.patches)
-    assert [color for *_, color in strip] == [to_rgb(plots.candidate_color(number)) for number in (2, 1, 0)]
+    assert [color for *_, color in strip] == [to_rgb(show.candidate_color(number)) for number in (2, 1, 0)]
     assert np.allclose([x for x, *_ in strip], [0, 0.4, 0.6], atol=2e-3)
     assert np.isclose(sum(width for _, width, _ in strip), 1, atol=4e-3)
 
 
 @pytest.mark.parametrize("chains", [["A"], ["AB", "BB"], ["AAAAA", "ABABA"]])
 def test_the_mechanism_of_other_chains(chains):
-    pixels = drawn(pictures.mechanism({"A": (1, 0.2), "B": (0, 0.7)}, chains))
+    pixels = drawn(show.mechanism({"A": (1, 0.2), "B": (0, 0.7)}, chains))
     assert (pixels[0] == 255).all() and (pixels[..., 3] == 255).all()
 
 
@@ -72,14 +72,14 @@ def test_the_first_group_with_a_signal():
     same, mean_only = np.full((4, 3, 2), 0.5), np.zeros((4, 3, 2))
     mean_only[0, :2] = mean_only[1:, 0] = 1.0  # the best answers are all alike, their number is not
     both = np.random.default_rng(0).random((4, 3, 2))
-    assert pictures.group_with_signal(np.stack([same, mean_only, both, both])) == 2
-    assert pictures.group_with_signal(np.stack([same, mean_only, both]), ["grpo"]) == 1
-    assert pictures.group_with_signal(np.stack([same, same])) is None
+    assert show.group_with_signal(np.stack([same, mean_only, both, both])) == 2
+    assert show.group_with_signal(np.stack([same, mean_only, both]), ["grpo"]) == 1
+    assert show.group_with_signal(np.stack([same, same])) is None
 
 
 def test_a_judged_group_shows_the_advantages_and_the_vectors():
     rewards_GMD = np.random.default_rng(1).random((5, 3, 2))
-    above, table = pictures.judged_group(rewards_GMD, ["x", "long_name"], subject="five chains").axes
+    above, table = show.judged_group(rewards_GMD, ["x", "long_name"], subject="five chains").axes
     shown = [float(text.replace("−", "-")) for text in texts(above)]
     expected = [METHODS[name].advantages(rewards_GMD, 5, np.random.default_rng(0)) for name in ("grpo", "vpo")]
     assert np.allclose(shown, np.concatenate(expected), atol=0.0051)
@@ -95,7 +95,7 @@ def test_a_judged_group_shows_the_advantages_and_the_vectors():
 def test_winner_regions_name_sets_vectors_and_utilities():
     gold, diamond = (1.0, 0.0, 0.5), (0.0, 1.0, 0.5)
     sets = {"grpo": np.array([diamond, diamond, (0, 0, 0)]), "vpo": np.array([gold, diamond, (0.1, 0, 0)])}
-    figure = pictures.winner_regions(sets, OBJECTIVES, pixels=80)
+    figure = show.winner_regions(sets, OBJECTIVES, pixels=80)
     assert [axes.get_title() for axes in figure.axes] == ["GRPO", "VPO"]
     grpo, vpo = map(texts, figure.axes)
     weights_K3 = dirichlet_weights(2**14, 3)
@@ -107,28 +107,28 @@ def test_winner_regions_name_sets_vectors_and_utilities():
 
 
 def test_a_region_is_white_where_nothing_is_gained_and_full_where_all_is():
-    image = pictures.winner_regions({"x": np.array([[0.0, 1.0, 0.0]])}, OBJECTIVES, pixels=80).axes[0].images[0]
+    image = show.winner_regions({"x": np.array([[0.0, 1.0, 0.0]])}, OBJECTIVES, pixels=80).axes[0].images[0]
     pixels = image.get_array()
     assert np.allclose(pixels[0, 0, :3], 1, atol=0.05)
-    assert np.allclose(pixels[0, -1, :3], to_rgb(plots.candidate_color(0)), atol=0.07)
+    assert np.allclose(pixels[0, -1, :3], to_rgb(show.candidate_color(0)), atol=0.07)
 
 
 @pytest.mark.filterwarnings("error")
 def test_winner_regions_with_ties_and_zeros():
     tied = np.array([[1, 0, 0], [0, 1, 1], [0, 0.5, 1.5]])
     for rewards_M3 in (np.zeros((3, 3)), tied, np.random.default_rng(0).random((9, 3))):
-        drawn(pictures.winner_regions({"sft": rewards_M3}, OBJECTIVES, pixels=60, subject="a subject"))
+        drawn(show.winner_regions({"sft": rewards_M3}, OBJECTIVES, pixels=60, subject="a subject"))
 
 
 def test_attainment_counts_sets_with_one_answer_that_is_good_enough_in_both():
     sets_Sn2 = np.array([[[1, 0], [0, 1]], [[0.5, 0.5], [0, 0]], [[1, 1], [0, 0]], [[0, 0], [0, 0]]], dtype=float)
-    shares = pictures.attainment(sets_Sn2, x=[0, 0.5, 1], y=[0, 0.5, 1])
+    shares = show.attainment(sets_Sn2, x=[0, 0.5, 1], y=[0, 0.5, 1])
     assert np.allclose(shares, [[1, 0.75, 0.5], [0.75, 0.5, 0.25], [0.5, 0.25, 0.25]])
 
 
 def test_fronts_draw_every_vector_and_the_front_of_half_of_the_sets():
     sets_Sn2 = np.array([[[1, 0.5]], [[1, 0.5]], [[0.5, 1]], [[0.5, 1]]])
-    axes = pictures.fronts({"vpo": sets_Sn2}, ["x", "y"]).axes[0]
+    axes = show.fronts({"vpo": sets_Sn2}, ["x", "y"]).axes[0]
     assert axes.get_title(loc="left") == "VPO" and "0% of the sets hold a (1, 1)" in texts(axes)
     bubbles = axes.collections[0]
     assert np.allclose(bubbles.get_offsets(), [[0.5, 1], [1, 0.5]]) and len(set(bubbles.get_sizes())) == 1
@@ -139,7 +139,7 @@ def test_fronts_draw_every_vector_and_the_front_of_half_of_the_sets():
 
 def test_fronts_of_single_and_worthless_answers():
     shapes = {"sft": np.zeros((1, 1, 2)), "grpo": np.ones((3, 1, 2)), "vpo": np.random.default_rng(0).random((4, 3, 2))}
-    pixels = drawn(pictures.fronts(shapes, ["x", "y"], subject="three policies"))
+    pixels = drawn(show.fronts(shapes, ["x", "y"], subject="three policies"))
     assert (pixels[0] == 255).all()
 
 
@@ -149,19 +149,19 @@ def test_fronts_of_single_and_worthless_answers():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: pictures.mechanism({}, ["A"]),
-        lambda: pictures.mechanism(chains=[]),
-        lambda: pictures.mechanism(chains=["", ""]),
-        lambda: pictures.mechanism(chains=["AB", "A"]),
-        lambda: pictures.mechanism(chains=["AX"]),
-        lambda: pictures.mechanism({"A": (1, 0, 0)}, ["A"]),
-        lambda: pictures.judged_group(np.zeros((0, 3, 2)), "xy"),
-        lambda: pictures.judged_group(np.zeros((4, 3, 2)), "xyz"),
-        lambda: pictures.winner_regions({}, OBJECTIVES),
-        lambda: pictures.winner_regions({"vpo": np.zeros((2, 2))}, OBJECTIVES),
-        lambda: pictures.fronts({}, "xy"),
-        lambda: pictures.fronts({"vpo": np.zeros((0, 3, 2))}, "xy"),
-        lambda: pictures.fronts({"vpo": np.zeros((2, 3))}, "xy"),
+        lambda: show.mechanism({}, ["A"]),
+        lambda: show.mechanism(chains=[]),
+        lambda: show.mechanism(chains=["", ""]),
+        lambda: show.mechanism(chains=["AB", "A"]),
+        lambda: show.mechanism(chains=["AX"]),
+        lambda: show.mechanism({"A": (1, 0, 0)}, ["A"]),
+        lambda: show.judged_group(np.zeros((0, 3, 2)), "xy"),
+        lambda: show.judged_group(np.zeros((4, 3, 2)), "xyz"),
+        lambda: show.winner_regions({}, OBJECTIVES),
+        lambda: show.winner_regions({"vpo": np.zeros((2, 2))}, OBJECTIVES),
+        lambda: show.fronts({}, "xy"),
+        lambda: show.fronts({"vpo": np.zeros((0, 3, 2))}, "xy"),
+        lambda: show.fronts({"vpo": np.zeros((2, 3))}, "xy"),
     ],
 )
 def test_wrong_input_is_one_clear_line(call):

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from vpo_lab import plots
+from vpo_lab import show
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights, set_reward, winners
+from vpo_lab.weights import dirichlet_weights, set_reward, winners
 
 OBJECTIVES = ("format", "tool_name", "param_name", "param_value")
 
@@ -71,12 +71,12 @@ SUMMARIES = {
     "a method of one's own": {**summary(), "methods": {**summary()["methods"], "mine": method(2, (1, 3, 6), 0.4)}},
 }
 FROM_SUMMARY = {
-    "best": lambda s: plots.budget_curves(s, "best"),
-    "headline": plots.headline,
-    "tokens": plots.tokens_curve,
-    "position": plots.position_quality,
-    "paired": plots.paired_differences,
-    "diversity": plots.diversity,
+    "best": lambda s: show.budget_curves(s, "best"),
+    "headline": show.headline,
+    "tokens": show.tokens_curve,
+    "position": show.position_quality,
+    "paired": show.paired_differences,
+    "diversity": show.diversity,
 }
 
 
@@ -90,7 +90,7 @@ def test_pictures_of_results(data, draw):
 @pytest.mark.parametrize("data", ["close together", "nothing learned", "every method"])
 def test_labels_at_the_ends_of_lines_do_not_overlap(data):
     shown = SUMMARIES.get(data) or many()
-    figure = plots.headline(shown)
+    figure = show.headline(shown)
     drawn(figure)
     for axes in figure.axes:
         # Of the words alone: an annotation's own extent holds the line that leads to them.
@@ -100,35 +100,35 @@ def test_labels_at_the_ends_of_lines_do_not_overlap(data):
 
 
 def test_a_method_looks_the_same_in_every_picture():
-    styles = [plots.method_style(name) for name in plots.METHOD_STYLE]
+    styles = [show.method_style(name) for name in show.METHOD_STYLE]
     for key in ("color", "marker"):
         assert len({style[key] for style in styles}) == len(styles)
-    colors = {line.get_color() for line in plots.budget_curves(summary(), "pass").axes[0].lines}
-    assert {plots.method_style(name)["color"] for name in summary()["methods"]} <= colors
+    colors = {line.get_color() for line in show.budget_curves(summary(), "pass").axes[0].lines}
+    assert {show.method_style(name)["color"] for name in summary()["methods"]} <= colors
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: plots.budget_curves(summary(), "nonsense"),
-        lambda: plots.headline({"methods": {}}),
-        lambda: plots.paired_differences({**summary(), "paired_differences": {}}),
-        lambda: plots.training_curves({"grpo": log(3)}, ["nonsense"]),
-        lambda: plots.collapse({"grpo": []}),
-        lambda: plots.upper_envelope(np.ones((2, 3))),
-        lambda: plots.simplex_winners(np.ones((2, 2))),
-        lambda: plots.reward_vectors(np.ones((2, 3)), "abc", ["only one name"]),
-        lambda: plots.advantage_heatmap({"grpo": np.ones(2), "vpo": np.ones(3)}),
-        lambda: plots.pareto(np.zeros((0, 2))),
-        lambda: plots.worlds({}),
-        lambda: plots.worlds({"tiny": (summary(), "nonsense")}),
-        lambda: plots.budget_grid(summary(), ["nonsense"]),
-        lambda: plots.forest({}, ["best"], "vpo"),
-        lambda: plots.curves_over_seeds({}, ["entropy"]),
-        lambda: plots.maze_paths("no maze", []),
-        lambda: plots.maze_paths(MAZE, ["→"], np.zeros((2, 4))),
-        lambda: plots.maze_paths(MAZE, ["→"], np.zeros((1, 3))),
-        lambda: plots.maze_sets(MAZE, {}),
+        lambda: show.budget_curves(summary(), "nonsense"),
+        lambda: show.headline({"methods": {}}),
+        lambda: show.paired_differences({**summary(), "paired_differences": {}}),
+        lambda: show.training_curves({"grpo": log(3)}, ["nonsense"]),
+        lambda: show.collapse({"grpo": []}),
+        lambda: show.upper_envelope(np.ones((2, 3))),
+        lambda: show.simplex_winners(np.ones((2, 2))),
+        lambda: show.reward_vectors(np.ones((2, 3)), "abc", ["only one name"]),
+        lambda: show.advantage_heatmap({"grpo": np.ones(2), "vpo": np.ones(3)}),
+        lambda: show.pareto(np.zeros((0, 2))),
+        lambda: show.worlds({}),
+        lambda: show.worlds({"tiny": (summary(), "nonsense")}),
+        lambda: show.budget_grid(summary(), ["nonsense"]),
+        lambda: show.forest({}, ["best"], "vpo"),
+        lambda: show.curves_over_seeds({}, ["entropy"]),
+        lambda: show.maze_paths("no maze", []),
+        lambda: show.maze_paths(MAZE, ["→"], np.zeros((2, 4))),
+        lambda: show.maze_paths(MAZE, ["→"], np.zeros((1, 3))),
+        lambda: show.maze_sets(MAZE, {}),
     ],
 )
 def test_wrong_input_is_one_clear_line(call):
@@ -140,24 +140,24 @@ def test_wrong_input_is_one_clear_line(call):
 # --- Several worlds, seeds and settings ---------------------------------------------------------
 
 
-def many(names=tuple(plots.METHOD_STYLE)) -> dict:
+def many(names=tuple(show.METHOD_STYLE)) -> dict:
     """A summary of all methods at once, crowded at the end."""
     return {**summary(), "methods": {name: method(3, (1, 3, 6), 0.5 + 0.001 * i) for i, name in enumerate(names)}}
 
 
 def test_worlds_side_by_side_and_grids():
-    figure = plots.worlds({"tiny": (many(), "best"), "maze": (summary(), "eum")}, "3 seeds")
+    figure = show.worlds({"tiny": (many(), "best"), "maze": (summary(), "eum")}, "3 seeds")
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["tiny", "maze"]
     drawn(figure)
-    drawn(plots.worlds({"tiny": (summary(budgets=(1,)), "pass")}))
-    drawn(plots.budget_grid(many(), ["best", "pass", "eum"]))
+    drawn(show.worlds({"tiny": (summary(budgets=(1,)), "pass")}))
+    drawn(show.budget_grid(many(), ["best", "pass", "eum"]))
 
 
 @pytest.mark.parametrize("budgets", [(3,), (3, 24), (1, 3, 6, 24)])
 def test_forest(budgets):
     interval = {k: [0.01 * k, -0.1, 0.2] for k in budgets}
     groups = {"one": {"best_of_set": {"best": interval}, "k1": {"best": interval, "eum": {}}}, "two": {"mine": {}}}
-    figure = plots.forest(groups, ["best", "eum"], "vpo")
+    figure = show.forest(groups, ["best", "eum"], "vpo")
     drawn(figure)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["one", "best of set", "K = 1 weighting", "two", "mine"]
@@ -167,7 +167,7 @@ def test_forest(budgets):
 def test_curves_over_seeds(steps):
     band = np.linspace(1, 0, steps)[:, None] + [0, -0.1, 0.1]
     curves = {"grpo": {"step": np.arange(steps), "entropy": band}, "vpo": {"step": np.arange(steps)}}
-    drawn(plots.curves_over_seeds(curves, ["entropy", "distinct_rollouts"]))
+    drawn(show.curves_over_seeds(curves, ["entropy", "distinct_rollouts"]))
 
 
 # --- The maze -----------------------------------------------------------------------------------
@@ -187,19 +187,19 @@ WALKS = {
 @pytest.mark.parametrize("paths", WALKS.values(), ids=WALKS)
 @pytest.mark.filterwarnings("error")
 def test_walks_through_a_maze(paths):
-    drawn(plots.maze_paths(MAZE, paths))
-    drawn(plots.maze_paths(MAZE, paths, np.full((len(paths), 4), 0.25), [f"path {i}" for i in range(len(paths))]))
-    drawn(plots.maze_sets(MAZE, {"sft": paths, "vpo": paths[:1]}))
+    drawn(show.maze_paths(MAZE, paths))
+    drawn(show.maze_paths(MAZE, paths, np.full((len(paths), 4), 0.25), [f"path {i}" for i in range(len(paths))]))
+    drawn(show.maze_sets(MAZE, {"sft": paths, "vpo": paths[:1]}))
 
 
 def test_a_list_of_walks_says_what_each_earns():
-    texts = [text.get_text() for text in plots.maze_paths(MAZE, ["→→ ↓↓", "↑", "what"]).axes[1].texts]
+    texts = [text.get_text() for text in show.maze_paths(MAZE, ["→→ ↓↓", "↑", "what"]).axes[1].texts]
     expected = ["completion", "gold", "diamond", "avoid lava", "A", "→→↓↓", "1.00", "1.00", "0.00", "1.00"]
     assert texts == [*expected, "B", "leaves the grid", *["0.00"] * 4, "C", "no walk", *["0.00"] * 4]
 
 
 def test_identical_walks_are_drawn_beside_each_other():
-    lines = plots.maze_paths(MAZE, ["→→↓↓"] * 3).axes[0].lines
+    lines = show.maze_paths(MAZE, ["→→↓↓"] * 3).axes[0].lines
     assert len({tuple(line.get_ydata()) for line in lines}) == 3
 
 
@@ -209,33 +209,33 @@ def test_identical_walks_are_drawn_beside_each_other():
 def test_a_metric_that_nobody_logged_has_no_panel():
     """Unsloth logs neither `mean_token_accuracy` nor `entropy`."""
     logged = [{"step": step, "loss": 1.0, "distinct_rollouts": 0.5} for step in range(1, 4)]
-    assert len(plots.training_curves({"sft": logged}, ["loss", "mean_token_accuracy"]).axes) == 1
-    assert len(plots.collapse({"grpo": logged}).axes) == 1
+    assert len(show.training_curves({"sft": logged}, ["loss", "mean_token_accuracy"]).axes) == 1
+    assert len(show.collapse({"grpo": logged}).axes) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 40])
 def test_training_curves_and_collapse(steps):
     logs = {"grpo": log(steps), "vpo": log(steps, np.nan)}
-    drawn(plots.training_curves(logs, ["set_reward", "entropy", "once", "best_of_group"]))
-    drawn(plots.collapse({**logs, "sft": [{"step": 1, "loss": 2.0}]}))
+    drawn(show.training_curves(logs, ["set_reward", "entropy", "once", "best_of_group"]))
+    drawn(show.collapse({**logs, "sft": [{"step": 1, "loss": 2.0}]}))
 
 
 def test_smoothing_keeps_length_mean_and_constants():
-    assert np.allclose(plots.smooth([3.0] * 7, 5), 3.0)
-    assert plots.smooth([1.0, 2.0], 9).shape == (2,)
-    assert np.allclose(plots.smooth([0.0, 3.0, 0.0], 3), [1.5, 1.0, 1.5])
-    assert np.allclose(plots.smooth([1.0, 5.0], 0), [1.0, 5.0])
+    assert np.allclose(show.smooth([3.0] * 7, 5), 3.0)
+    assert show.smooth([1.0, 2.0], 9).shape == (2,)
+    assert np.allclose(show.smooth([0.0, 3.0, 0.0], 3), [1.5, 1.0, 1.5])
+    assert np.allclose(show.smooth([1.0, 5.0], 0), [1.0, 5.0])
 
 
 def test_spread_moves_labels_apart_and_no_further_than_needed():
     rng = np.random.default_rng(0)
     for _ in range(50):
         positions = rng.random(rng.integers(1, 8))
-        moved = plots.spread(positions, 0.1)
+        moved = show.spread(positions, 0.1)
         order = np.argsort(positions, kind="stable")
         assert (np.diff(moved[order]) >= 0.1 - 1e-9).all()
         assert np.isclose(moved.mean(), positions.mean())
-    assert np.allclose(plots.spread([0.0, 1.0, 0.5], 0.1), [0.0, 1.0, 0.5])
+    assert np.allclose(show.spread([0.0, 1.0, 0.5], 0.1), [0.0, 1.0, 0.5])
 
 
 # --- Vectors and weightings -----------------------------------------------------------------------
@@ -251,23 +251,23 @@ SETS_3 = {
 
 @pytest.mark.parametrize("rewards_M3", SETS_3.values(), ids=SETS_3)
 def test_pictures_of_vectors(rewards_M3):
-    drawn(plots.simplex_winners(rewards_M3, objectives=OBJECTIVES[:3]))
-    drawn(plots.upper_envelope(rewards_M3[:, :2]))
-    drawn(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], [f"a longer name {i}" for i in range(len(rewards_M3))]))
-    drawn(plots.reward_vectors(rewards_M3, OBJECTIVES[:3], mean=False))
-    drawn(plots.pareto(rewards_M3, (0, 2), names=list("ABC")[: len(rewards_M3)], objectives=OBJECTIVES))
-    drawn(plots.advantage_heatmap({"grpo": rewards_M3[:, 0] - 0.5, "vpo": rewards_M3[:, 1]}))
+    drawn(show.simplex_winners(rewards_M3, objectives=OBJECTIVES[:3]))
+    drawn(show.upper_envelope(rewards_M3[:, :2]))
+    drawn(show.reward_vectors(rewards_M3, OBJECTIVES[:3], [f"a longer name {i}" for i in range(len(rewards_M3))]))
+    drawn(show.reward_vectors(rewards_M3, OBJECTIVES[:3], mean=False))
+    drawn(show.pareto(rewards_M3, (0, 2), names=list("ABC")[: len(rewards_M3)], objectives=OBJECTIVES))
+    drawn(show.advantage_heatmap({"grpo": rewards_M3[:, 0] - 0.5, "vpo": rewards_M3[:, 1]}))
 
 
 def test_simplex_scatter():
     draws = {alpha: dirichlet_weights(50, 3, alpha=alpha) for alpha in (0.1, 1.0, 10.0)}
-    drawn(plots.simplex_scatter(draws))
-    drawn(plots.simplex_scatter({1.0: draws[1.0][:1]}))
+    drawn(show.simplex_scatter(draws))
+    drawn(show.simplex_scatter({1.0: draws[1.0][:1]}))
 
 
 def test_the_shares_of_the_winner_map_are_the_chances_to_win():
     rewards_M3 = np.array([[1, 0.2, 0.3], [0.2, 1, 0.3], [0.3, 0.2, 1.0], [0.3, 0.2, 1.0], [0.55, 0.6, 0.5]])
-    figure = plots.simplex_winners(rewards_M3)
+    figure = show.simplex_winners(rewards_M3)
     shown = dict(text.get_text().split("\n") for text in figure.axes[0].texts if "%" in text.get_text())
     weights_K3 = dirichlet_weights(2**14, 3)
     chances_M = winners(rewards_M3, weights_K3).mean(axis=0)
@@ -278,7 +278,7 @@ def test_the_shares_of_the_winner_map_are_the_chances_to_win():
 
 def test_the_title_of_the_envelope_is_the_set_reward():
     rewards_M2 = np.array([[1, 0], [0, 1], [0.6, 0.6]])
-    title = plots.upper_envelope(rewards_M2).axes[0].get_title(loc="left")
+    title = show.upper_envelope(rewards_M2).axes[0].get_title(loc="left")
     assert title.endswith("0.760")
     assert abs(set_reward(rewards_M2, dirichlet_weights(4096, 2)) - 0.76) < 1e-3
 
@@ -289,11 +289,11 @@ def test_wins_somewhere_agrees_with_a_dense_search():
     weights_K2 = np.column_stack([t, 1 - t])
     for _ in range(60):
         points_n2 = rng.integers(0, 6, size=(rng.integers(1, 9), 2)) / 5
-        assert (plots.wins_somewhere(points_n2) == winners(points_n2, weights_K2).any(axis=0)).all()
+        assert (show.wins_somewhere(points_n2) == winners(points_n2, weights_K2).any(axis=0)).all()
 
 
 def test_a_point_in_a_dent_of_the_front_is_optimal_and_wins_nowhere():
-    figure = plots.pareto(np.array([[1, 0], [0, 1], [0.4, 0.4], [0.1, 0.1]]))
+    figure = show.pareto(np.array([[1, 0], [0, 1], [0.4, 0.4], [0.1, 0.1]]))
     labels = [handle.get_label() for handle in figure.axes[0].collections]
     assert labels == ["dominated", "Pareto-optimal, wins for no w", "Pareto-optimal, wins for some w"]
 
@@ -301,7 +301,7 @@ def test_a_point_in_a_dent_of_the_front_is_optimal_and_wins_nowhere():
 def test_pareto_3d_has_a_cloud_for_each_method():
     pytest.importorskip("plotly")
     clouds = {name: np.random.default_rng(0).random((5, 4)) for name in ("sft", "vpo")}
-    figure = plots.pareto_3d(clouds, (0, 2, 3), OBJECTIVES)
+    figure = show.pareto_3d(clouds, (0, 2, 3), OBJECTIVES)
     assert [trace.name for trace in figure.data] == ["SFT", "VPO"]
     assert figure.layout.scene.yaxis.title.text == "param_name"
 
@@ -313,13 +313,13 @@ def test_figures_do_not_pile_up_and_settings_stay():
     import matplotlib.pyplot as plt
 
     before = plt.rcParams["font.size"]
-    plots.headline(summary())
+    show.headline(summary())
     assert plt.get_fignums() == [] and plt.rcParams["font.size"] == before
 
 
 def test_importing_plots_and_widgets_loads_no_plotting_library():
     heavy = {"matplotlib", "plotly", "ipywidgets", "IPython", "torch"}
-    code = f"import sys, vpo_lab.plots, vpo_lab.widgets; print(*({heavy!r} & set(sys.modules)))"
+    code = f"import sys, vpo_lab.show, vpo_lab.course.widgets; print(*({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

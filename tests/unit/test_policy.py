@@ -11,11 +11,14 @@ from small_qwen3 import small_config
 from transformers import Qwen3ForCausalLM
 from trl import GRPOConfig
 
-from vpo_lab import policy
+from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.policy import BACKENDS, check_backend, load_policy, sample, set_adapter, trl_arguments, window
-from vpo_lab.profiles import get_profile
-from vpo_lab.tiny_model import train_tokenizer
+from vpo_lab.train import policy
+from vpo_lab.train.gpu import BACKENDS, check_backend, set_adapter, trl_arguments
+from vpo_lab.train.policy import load_policy
+from vpo_lab.train.prompts import window
+from vpo_lab.train.sampling import sample
+from vpo_lab.train.tiny_model import train_tokenizer
 
 FULL = "qwen3-1.7b"
 

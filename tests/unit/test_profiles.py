@@ -4,8 +4,8 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 
 import pytest
 
+from vpo_lab.config import PROFILES, get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.profiles import PROFILES, get_profile
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpo_lab import experiment_report, report
-from vpo_lab.evaluation import Pool
+from vpo_lab.course import figures as report
+from vpo_lab.course import results as experiment_report
+from vpo_lab.search.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
 

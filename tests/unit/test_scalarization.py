@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights, scalarize, set_reward, winners
+from vpo_lab.weights import dirichlet_weights, scalarize, set_reward, winners
 
 SAMPLERS = ("sobol", "iid")
 TOLERANCE = 0.004  # of a set reward at K = 1024, for rewards in [0, 1]

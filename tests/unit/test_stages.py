@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vpo_lab import training
-from vpo_lab.profiles import get_profile
-from vpo_lab.stages import POLICY, STOPPED, TRAIN_UNTIL, _forget_pools, has_policy, read_log, stopped_at
-from vpo_lab.storage import write_json
+from vpo_lab.config import get_profile
+from vpo_lab.files import write_json
+from vpo_lab.runs import POLICY, STOPPED, TRAIN_UNTIL, _forget_pools, has_policy, read_log, stopped_at
+from vpo_lab.train import rl as training
 
 
 @pytest.fixture

@@ -8,21 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vpo_lab import storage
+from vpo_lab import runs as storage
+from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.profiles import get_profile
-from vpo_lab.storage import (
-    CHECKPOINT_SEAL,
-    MANIFEST,
-    atomic_folder,
-    explain_full_disk,
-    last_good_checkpoint,
-    open_run,
-    read_json,
-    seal_checkpoint,
-    write_bytes,
-    write_json,
-)
+from vpo_lab.files import atomic_folder, explain_full_disk, read_json, write_bytes, write_json
+from vpo_lab.runs import CHECKPOINT_SEAL, MANIFEST, last_good_checkpoint, open_run, seal_checkpoint
 
 
 def line_of(caught) -> str:

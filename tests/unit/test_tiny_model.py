@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpo_lab.chains import join_chain
-from vpo_lab.policy import render_prompt, scratch_tokenizer
-from vpo_lab.profiles import get_profile
-from vpo_lab.tasks import get_task, tiny_tools
-from vpo_lab.tasks.tiny_tools import kinds, render_answer
-from vpo_lab.tiny_model import SPECIAL, build_model, recurring_pieces, train_tokenizer
+from vpo_lab.config import get_profile
+from vpo_lab.tasks import get_task
+from vpo_lab.tasks.tool_calls import tiny as tiny_tools
+from vpo_lab.tasks.tool_calls.tiny import kinds, render_answer
+from vpo_lab.train.policy import scratch_tokenizer
+from vpo_lab.train.prompts import render_prompt
+from vpo_lab.train.tiny_model import SPECIAL, build_model, recurring_pieces, train_tokenizer
 
 PROFILE, TASK = get_profile("tiny"), get_task("tiny_tools")
 

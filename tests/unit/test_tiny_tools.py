@@ -14,9 +14,10 @@ import pytest
 from scipy.stats import chisquare
 
 from vpo_lab.errors import LabError
-from vpo_lab.tasks import get_task, tiny_tools
-from vpo_lab.tasks.tiny_tools import ASK, DAYS, DOMAINS, QUESTION, ceiling, kinds, render_answer
-from vpo_lab.tasks.tool_reward import parse_answer, score
+from vpo_lab.tasks import get_task
+from vpo_lab.tasks.tool_calls import tiny as tiny_tools
+from vpo_lab.tasks.tool_calls.reward import parse_answer, score
+from vpo_lab.tasks.tool_calls.tiny import ASK, DAYS, DOMAINS, QUESTION, ceiling, kinds, render_answer
 
 TASK = get_task("tiny_tools")
 REQUEST = re.compile(r"<user> Help me with (?P<words>.+) or (?P<second>\w+), (?P<day>\w+), (?P<number>\d)\. </user>")
@@ -53,7 +54,7 @@ def outcome_of(row: dict) -> tuple[tuple[str, ...], int]:
 HASH = """
 import hashlib, json
 from vpo_lab.tasks import get_task
-from vpo_lab.tasks.tiny_tools import kinds
+from vpo_lab.tasks.tool_calls.tiny import kinds
 task = get_task("tiny_tools")
 world = [task.load(None, "train"), task.load(None, "test"), [[k.outcomes, k.probabilities] for k in kinds()]]
 print(hashlib.sha256(json.dumps(world).encode()).hexdigest())

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from toolrl_rows import ROWS, THOUGHT, call, call_answer
 
 from vpo_lab.errors import LabError
-from vpo_lab.tasks import tool_reward
-from vpo_lab.tasks.tool_reward import (
+from vpo_lab.tasks.tool_calls import reward as tool_reward
+from vpo_lab.tasks.tool_calls.reward import (
     MAX_CALLS,
     MAX_CHARS,
     MAX_DEPTH,
@@ -502,7 +502,7 @@ def test_mutants_of_real_rows_agree_with_the_second_scorer(real_golds):
 
 @pytest.fixture(scope="module")
 def real_golds(toolrl_dir):
-    from vpo_lab.tasks.toolrl import read_rows
+    from vpo_lab.tasks.tool_calls.toolrl import read_rows
 
     names = ("test.parquet", "train_sft400.parquet")
     return [row["gold"] for name in names for row in read_rows(toolrl_dir / name)]

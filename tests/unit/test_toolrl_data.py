@@ -13,8 +13,8 @@ import pytest
 from toolrl_rows import ROWS, as_record, write_parquet
 
 from vpo_lab.errors import LabError
-from vpo_lab.tasks import toolrl
-from vpo_lab.tasks.toolrl import ToolRL
+from vpo_lab.tasks.tool_calls import toolrl
+from vpo_lab.tasks.tool_calls.toolrl import ToolRL
 
 TASK = ToolRL()
 
@@ -85,7 +85,7 @@ def test_the_real_test_file_is_the_published_one(toolrl_dir):
 
 def test_importing_is_light():
     heavy = ["scipy", "pyarrow", "tqdm", "pandas", "torch"]
-    code = f"import sys, vpo_lab.tasks.toolrl; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, vpo_lab.tasks.tool_calls.toolrl; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

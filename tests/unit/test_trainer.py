@@ -7,9 +7,10 @@ from peft import LoraConfig, get_peft_model
 from small_qwen3 import small_config
 from transformers import Qwen3ForCausalLM
 
+from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.profiles import get_profile
-from vpo_lab.trainer import build_trainer, left_packed, merged_weights, padded
+from vpo_lab.train.gpu import left_packed, merged_weights
+from vpo_lab.train.trainer import build_trainer, padded
 
 PAD = 0
 

@@ -9,22 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vpo_lab import policy, rollouts, stages, training
-from vpo_lab.advantages import METHODS, Method, answer_advantages
 from vpo_lab.chains import join_chain
+from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.policy import load_policy, load_rows, render_prompt
-from vpo_lab.profiles import get_profile
-from vpo_lab.rollouts import VectorReward, answer_of_tokens, score_rollouts
-from vpo_lab.stages import read_log
+from vpo_lab.methods import METHODS, Method, answer_advantages
+from vpo_lab.runs import read_log
 from vpo_lab.tasks import get_task
-from vpo_lab.tiny_model import train_tokenizer
-from vpo_lab.training import (
-    candidates_of,
-    group_size_of,
-    train_rl,
-    train_sft,
-)
+from vpo_lab.train import policy, rollouts
+from vpo_lab.train import rl as training
+from vpo_lab.train import stage as stages
+from vpo_lab.train.policy import load_policy
+from vpo_lab.train.prompts import candidates_of, group_size_of, load_rows, render_prompt
+from vpo_lab.train.rl import train_rl
+from vpo_lab.train.rollouts import VectorReward, answer_of_tokens, score_rollouts
+from vpo_lab.train.sft import train_sft
+from vpo_lab.train.tiny_model import train_tokenizer
 
 TASK = get_task("tiny_tools")
 SMALL = {

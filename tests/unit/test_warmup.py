@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vpo_lab import warmup
-from vpo_lab.profiles import get_profile
+from vpo_lab.config import get_profile
 from vpo_lab.tasks import get_task
-from vpo_lab.warmup import fit_to_show, own_demonstrations, pack_chain
+from vpo_lab.train import sft as warmup
+from vpo_lab.train.sft import fit_to_show, own_demonstrations, pack_chain
 
 GOLD = "gold"
 # Rewards in "format" and in two objectives that matter.

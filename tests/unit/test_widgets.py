@@ -6,24 +6,23 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from vpo_lab import widgets
-from vpo_lab.errors import LabError
-from vpo_lab.plots import OKABE_ITO
-from vpo_lab.scalarization import scalarize, winners
-from vpo_lab.tasks.maze import MazeTask, best_paths
-from vpo_lab.widgets import (
+from vpo_lab.course import widgets
+from vpo_lab.course.widgets import (
     CORNERS,
     HEADLESS,
     WeightExplorer,
     corner_utilities,
-    maze_picture,
-    maze_walks,
     rebalance,
     render_sets,
     short_answer,
     win_regions,
     winner_map,
 )
+from vpo_lab.errors import LabError
+from vpo_lab.show.style import OKABE_ITO
+from vpo_lab.tasks.maze.draw import maze_picture, maze_walks
+from vpo_lab.tasks.maze.world import MazeTask, best_paths
+from vpo_lab.weights import scalarize, winners
 
 OBJECTIVES = ("format", "tool_name", "param_name", "param_value")
 CALL = '<think> a </think><tool_call>{"name": "find_hotels", "parameters": {"city": "Oslo", "nights": 2}}</tool_call>'

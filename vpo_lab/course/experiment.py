@@ -1,0 +1,412 @@
+"""Methods x seeds x worlds: train them all, resume after a kill, write small CSV files.
+
+A job is one variant of one world under one seed, in a process of its own. All variants of a world
+and seed start from the same SFT policy and read the same prompts in the same order. What a job has
+done is kept as the notebooks keep theirs, so the same command continues where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.config import PROFILES, Profile, get_profile
+from vpo_lab.errors import LabError
+from vpo_lab.files import read_json, write_bytes, write_json
+from vpo_lab.metrics import crossed_bootstrap, reward_diversity
+from vpo_lab.runs import LOG, POLICY, only_one_in, pool_path, read_log
+from vpo_lab.search.pool import Pool, evaluate
+from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
+from vpo_lab.show.live import duration
+from vpo_lab.train.prompts import group_size_of
+from vpo_lab.train.rl import train_rl
+from vpo_lab.train.sft import train_sft
+
+WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
+
+SEEDS = 5
+
+BUDGETS = (1, 3, 6, 12, 24)
+
+SETTINGS = "settings.json"
+
+EXAMPLES = "examples.json"
+
+COOLER = 0.7  # the main variants are sampled at the paper's temperature too, into pools NAME@0.7
+
+YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo")  # what every variant is compared with
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and what it changes in the profile; method "sft" is a start that others are trained from."""
+
+    method: str
+    overrides: dict = field(default_factory=dict)
+    start: str = "sft"
+    worlds: tuple[str, ...] = WORLDS
+    seeds: int = SEEDS
+
+
+def _ablation(method: str = "vpo", worlds: tuple[str, ...] = ("tiny",), start: str = "sft", **rl) -> Variant:
+    return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, seeds=3)
+
+
+VARIANTS = {
+    "sft": Variant("sft"),
+    "vpo": Variant("vpo"),
+    "grpo": Variant("grpo"),
+    # 4 of 8 chains are searched: larger groups, on half as many prompts.
+    "vpo_pool": Variant("vpo_pool", {"rl.group_size": 8}),
+    "max_at_k": Variant("max_at_k"),
+    "gdpo": Variant("gdpo"),
+    "multi_rlvr": Variant("multi_rlvr"),
+    "random_weights": Variant("random_weights"),
+    "best_of_set": Variant("best_of_set"),
+    "goal_conditioned": _ablation("goal_conditioned", WORLDS),
+    "maxrl": _ablation("maxrl", WORLDS),
+    "set_credit": _ablation(worlds=WORLDS, credit="set"),
+    "pool8": _ablation(worlds=WORLDS, group_size=8, pool=8),
+    # Chains of another length need a start that has seen them. All sample 192 answers a step (m5: 200).
+    "sft_m2": _ablation("sft", candidates=2),
+    "m2": _ablation(start="sft_m2", candidates=2, group_size=6, rollouts=96),
+    "sft_m5": _ablation("sft", candidates=5),
+    "m5": _ablation(start="sft_m5", candidates=5, group_size=4, rollouts=40),
+    "k1": _ablation(weight_draws=1),
+    "k8": _ablation(weight_draws=8),
+    "alpha0.3": _ablation(worlds=WORLDS, alpha=0.3),
+    "alpha3": _ablation(worlds=WORLDS, alpha=3.0),
+    "diversity0.1": _ablation(worlds=WORLDS, diversity=0.1),
+    "temperature0.7": _ablation(temperature=0.7),
+    "temperature1.3": _ablation(temperature=1.3),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with its evaluation, in `folder` = root/world/seed-S."""
+
+    root: Path
+    world: str
+    variant: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.world / f"seed-{self.seed}"
+
+    @property
+    def start(self) -> Job | None:
+        """The job whose policy this one is trained from; None for a start."""
+        variant = VARIANTS[self.variant]
+        return None if variant.method == "sft" else Job(self.root, self.world, variant.start, self.seed)
+
+    @property
+    def profile(self) -> Profile:
+        overrides = VARIANTS[self.variant].overrides
+        m = overrides.get("rl.candidates", get_profile(self.world).rl.candidates)
+        whole_chains = math.ceil(BUDGETS[-1] / m) * m
+        return get_profile(self.world, {**overrides, "evaluation.candidates": whole_chains})
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The candidate pools it leaves: the usual start is asked for single answers and for chains."""
+        names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
+        return (*names, *(f"{name}@{COOLER}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
+
+    @property
+    def settings(self) -> dict:
+        """What its results depend on."""
+        profile = self.profile
+        settings = {"method": VARIANTS[self.variant].method, **profile.settings()}
+        if self.start is None:  # how others go on from it is no matter to a start
+            settings["rl"] = {"candidates": profile.rl.candidates}
+        return settings
+
+    @property
+    def is_done(self) -> bool:
+        """Are its policy and pools there? LabError if its folder was made with other settings."""
+        stage = self.folder / self.variant
+        if (stage / SETTINGS).exists() and read_json(stage / SETTINGS) != self.settings:
+            raise LabError(f"{stage} was made with other settings: delete it, or choose another --folder")
+        done = [pool_path(self.folder, name).exists() for name in self.pools]
+        return all(done) and (stage / POLICY).exists()
+
+    def run(self) -> None:
+        """Train or resume it, then sample its pools; LabError if another process is at it."""
+        stage = self.folder / self.variant
+        method = "" if self.start is None else VARIANTS[self.variant].method
+        stage.mkdir(parents=True, exist_ok=True)
+        with only_one_in(stage):  # the child of a killed experiment may still be at work
+            if self.is_done:
+                return
+            write_json(stage / SETTINGS, self.settings)
+            if self.start is None:
+                train_sft(self.profile, self.folder, self.seed, name=self.variant)
+            else:
+                train_rl(self.profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
+            for pool in self.pools:
+                name, at, _ = pool.partition("@")
+                profile = self.profile.with_overrides({"evaluation.temperature": COOLER} if at else {})
+                evaluate(profile, name, self.folder, self.seed, method=method, suffix=pool[len(name) :])
+
+
+def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
+    """The jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
+
+    Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
+    A world besides WORLDS may be any profile: it then runs every variant that is asked for.
+    """
+    worlds, variants, seeds = list(worlds) or list(WORLDS), list(variants) or list(VARIANTS), list(seeds)
+    for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, PROFILES)):
+        for name in names:
+            if name not in known:
+                raise LabError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    jobs: dict[Job, None] = {}
+    for ablations, seed, world, name in product((False, True), seeds or range(SEEDS), worlds, variants):
+        variant = VARIANTS[name]
+        wanted = (world in variant.worlds or world not in WORLDS) and (seeds or seed < variant.seeds)
+        if wanted and (variant.seeds < SEEDS) == ablations:
+            job = Job(root, world, name, seed)
+            jobs.update({job.start: None} if job.start else {})
+            jobs[job] = None
+    return list(jobs)
+
+
+def finished(root: Path) -> list[Job]:
+    """All jobs that are done below a folder, by seed and in the order of VARIANTS."""
+    folders = {(path.parent.parent.name, path.parent.name) for path in Path(root).glob("*/seed-*/*/")}
+    seeds = sorted((int(seed.partition("-")[2]), world) for world, seed in folders if seed[5:].isdigit())
+    jobs = [Job(root, world, variant, seed) for seed, world in seeds if world in PROFILES for variant in VARIANTS]
+    return [job for job in jobs if job.is_done]
+
+
+# --- All jobs ---------------------------------------------------------------------------------
+
+
+def run_experiment(jobs: list[Job], workers: int = 0) -> list[Job]:
+    """Run the jobs, `workers` processes at a time (0: one per core), under a live table.
+
+    Returns the jobs that are not done at the end: they failed, or their start did; each has a `job.log`.
+    """
+    from rich.live import Live
+
+    workers = workers or os.cpu_count() or 1
+    done = {job for job in jobs if job.is_done}
+    waiting = [job for job in jobs if job not in done]
+    running: dict[Job, subprocess.Popen] = {}
+    board = _Board(jobs, done_before=len(done))
+    with Live(board.table(running, done), refresh_per_second=1) as live:
+        try:
+            while waiting or running:
+                for job in [job for job, process in running.items() if process.poll() is not None]:
+                    running.pop(job)
+                    done |= {job} if job.is_done else set()
+                ready = [job for job in waiting if job.start is None or job.start in done]
+                for job in ready[: workers - len(running)]:
+                    waiting.remove(job)
+                    running[job] = _launch(job)
+                if not running:
+                    break  # what still waits needs a start that failed
+                live.update(board.table(running, done))
+                time.sleep(1)
+        finally:
+            for process in running.values():
+                process.terminate()
+        live.update(board.table(running, done))
+    return [job for job in jobs if job not in done]
+
+
+def _launch(job: Job) -> subprocess.Popen:
+    (job.folder / job.variant).mkdir(parents=True, exist_ok=True)
+    code = (
+        "from pathlib import Path; from vpo_lab.course.experiment import Job; "
+        f"Job(Path({str(job.root)!r}), {job.world!r}, {job.variant!r}, {job.seed}).run()"
+    )
+    with open(job.folder / job.variant / "job.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # A core each: more threads than cores to spare make a tiny model many times slower.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+
+
+class _Board:
+    """The live table: variants down, seeds across, and when everything will be done."""
+
+    def __init__(self, jobs: list[Job], done_before: int):
+        self.jobs, self.done_before, self.begin = jobs, done_before, time.monotonic()
+
+    def table(self, running: Iterable[Job], done: set[Job]):
+        from rich.table import Table
+
+        spent = time.monotonic() - self.begin
+        new = len(done) - self.done_before + sum(_progress(job) for job in running)
+        eta = f"ETA {duration(spent / new * (len(self.jobs) - self.done_before - new))}" if new > 0 else "ETA --"
+        table = Table(title=f"{len(done)} of {len(self.jobs)} jobs, {duration(spent)}, {eta}")
+        seeds = sorted({job.seed for job in self.jobs})
+        table.add_column("world")
+        table.add_column("variant")
+        for seed in seeds:
+            table.add_column(f"seed {seed}", justify="right")
+        by_name = {(job.world, job.variant, job.seed): job for job in self.jobs}
+        for world, variant in dict.fromkeys((job.world, job.variant) for job in self.jobs):
+            cells = [self._cell(by_name.get((world, variant, seed)), running, done) for seed in seeds]
+            table.add_row(world, variant, *cells)
+        return table
+
+    @staticmethod
+    def _cell(job: Job | None, running: Iterable[Job], done: set[Job]) -> str:
+        if job is None:
+            return ""
+        if job in running:
+            return f"{_progress(job):.0%}"
+        return "done" if job in done else "failed" if (job.folder / job.variant / "job.log").exists() else "."
+
+
+def _progress(job: Job) -> float:
+    """The share of its training steps that a job has logged, in [0, 1]."""
+    steps = job.profile.sft.steps if job.start is None else job.profile.rl.steps
+    log = job.folder / job.variant / LOG
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 2000))
+            return min(1.0, json.loads(file.read().splitlines()[-1])["step"] / steps)
+    except (OSError, ValueError, LookupError):
+        return 0.0
+
+
+# --- CSV --------------------------------------------------------------------------------------
+
+PROFILED = ("set_reward", "mean_reward", "best_of_rollout", "best_of_group", "distinct_rollouts", "entropy")
+
+
+def collect(done: list[Job], out: Path) -> list[Path]:
+    """Write what finished jobs say: runs.csv, budgets.csv, curves.csv, intervals.csv, examples.json.
+
+    One row per job; per job and budget; per job and logged step (means over 10 steps); and per
+    variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
+    a few requests. Returns the paths.
+    """
+    runs, budgets, curves, examples = [], [], [], {}
+    values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
+    for job in sorted(done, key=lambda job: job.seed):
+        log = read_log(job.folder / job.variant)
+        if job.start is not None:
+            curves += _curve(job, log)
+        for name in job.pools:
+            pool = Pool.load(pool_path(job.folder, name))
+            key = {"world": job.world, "variant": name, "seed": job.seed}
+            runs.append({**key, **_describe(job, pool, log)})
+            if VARIANTS[job.variant].seeds == SEEDS and "@" not in name:
+                _add_examples(examples, job, pool)
+            for k in BUDGETS:
+                row = {**key, "k": k, "tokens": tokens_at_k(pool, k)}
+                for metric in metrics_of(pool):
+                    values_N = at_k(pool, metric, k)
+                    values.setdefault((job.world, name, metric, k), {})[job.seed] = values_N
+                    row[metric] = round(float(values_N.mean()), 5)
+                budgets.append(row)
+    write_json(out / EXAMPLES, examples)
+    tables = {"runs": runs, "budgets": budgets, "curves": curves, "intervals": _intervals(values)}
+    paths = [out / EXAMPLES]
+    for name, rows in tables.items():
+        if rows:
+            text = io.StringIO()
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            paths.append(out / f"{name}.csv")
+            write_bytes(paths[-1], text.getvalue().encode())
+    return paths
+
+
+def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size: int = 3) -> None:
+    """The first set of a few requests, of each main variant's first seed: world -> request -> variant."""
+    rewards_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+    for n in range(min(requests, len(pool.ids))):
+        sets = examples.setdefault(job.world, {}).setdefault(pool.ids[n], {})
+        answers = [answer for chain in pool.answers[n] for answer in chain][:size]
+        sets.setdefault(pool.name, {"answers": answers, "rewards": rewards_NnD[n, :size].round(4).tolist()})
+
+
+def read_examples(folder: Path, world: str) -> dict[str, dict[str, dict]]:
+    """request -> variant -> {"answers", "rewards"} of a world, as `collect` wrote them; {} where there are none."""
+    path = Path(folder) / EXAMPLES
+    return read_json(path).get(world, {}) if path.exists() else {}
+
+
+def final_entropy(log: list[dict]) -> float:
+    """Entropy of a token at the end of a training, in nats: the mean of the last 20 entries of its log."""
+    return float(np.mean([entry["entropy"] for entry in log[-20:]]))
+
+
+def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
+    """What one job cost and how its candidates look."""
+    profile, method = job.profile, VARIANTS[job.variant].method
+    flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+    trained = {}
+    if job.start is not None:
+        rollouts = profile.rl.rollouts // profile.rl.group_size * group_size_of(profile, method)
+        trained = {
+            "minutes": round(sum(e["step_time"] for e in log) / 60, 2),
+            "generated_tokens": round(sum(e["completions/mean_length"] for e in log) * rollouts),
+            "entropy": round(final_entropy(log), 4),
+        }
+    return {
+        "method": method,
+        "m": pool.m,
+        "steps": log[-1]["step"],
+        **trained,
+        "distinct_answers": round(float(distinct_answers(pool).mean()), 4),
+        "reward_diversity": round(float(np.mean(reward_diversity(flat_NnD))), 4),
+        "correlation": collinearity(pool),
+        **{f"mean_{name}": round(float(flat_NnD[..., d].mean()), 4) for d, name in enumerate(pool.objectives)},
+    }
+
+
+def _curve(job: Job, log: list[dict], width: int = 10) -> list[dict]:
+    key = {"world": job.world, "variant": job.variant, "seed": job.seed}
+    rows = []
+    for end in range(width, len(log) + 1, width):
+        block = log[end - width : end]
+        means = {name: round(float(np.mean([e[name] for e in block])), 5) for name in PROFILED}
+        rows.append({**key, "step": block[-1]["step"], **means})
+    return rows
+
+
+def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
+    """Mean and 95% interval of every variant, and of its paired differences to the yardsticks."""
+    rows = []
+    for (world, name, metric, k), by_seed in values.items():
+        key = {"world": world, "variant": name, "metric": metric, "k": k}
+        at = "".join(name.partition("@")[1:])
+        for other in ("", *(yardstick + at for yardstick in YARDSTICKS)):
+            rest = values.get((world, other, metric, k), {}) if other and other != name else {}
+            if other and not rest:
+                continue
+            seeds = [seed for seed in by_seed if not other or seed in rest]
+            if not seeds:
+                continue
+            values_SN = np.stack([by_seed[seed] - (rest[seed] if other else 0.0) for seed in seeds])
+            mean, low, high = crossed_bootstrap(values_SN)
+            rows.append(
+                {**key, "minus": other, "seeds": len(seeds), "mean": round(mean, 4), "low": round(low, 4),
+                 "high": round(high, 4)}
+            )  # fmt: skip
+    return rows

@@ -1,0 +1,207 @@
+"""Draw the figures from saved results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vpo_lab.course.experiment import read_examples
+from vpo_lab.course.results import (
+    DRAWN,
+    LABELS,
+    Tables,
+    _ablations,
+    _mean_range,
+    _metrics,
+    _seeds,
+    _worlds,
+    experiment_summary,
+    load_logs,
+    read_tables,
+)
+from vpo_lab.files import read_json, write_bytes
+from vpo_lab.tasks import get_task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vpo_lab.search.pool import Pool
+
+
+def draw_figures(results: Path, out: Path) -> list[Path]:
+    """Draw the figures from saved results; returns the paths of the PNG files. What needs pools waits for them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    from vpo_lab import show
+    from vpo_lab.runs import pool_path
+    from vpo_lab.search.pool import Pool
+
+    summary, logs = read_json(results / "summary.json"), load_logs(results)
+    rl_logs = {name: log for name, log in logs.items() if name != "sft"}
+    paths = {name: pool_path(results, name) for name in ("sft_chain", "grpo", "vpo")}
+    pools = {name: Pool.load(path) for name, path in paths.items() if path.exists()}
+    figures = {
+        "mechanism": show.mechanism(),
+        "headline": show.headline(summary),
+        "training_curves": show.training_curves(rl_logs, ["set_reward", "mean_reward", "best_of_group"]),
+        "collapse": show.collapse(rl_logs),
+        "advantage_heatmap": _judged_group(pools["sft_chain"]) if "sft_chain" in pools else None,
+        "fronts": _fronts(pools) if len(pools) == len(paths) else None,
+    }
+    return save_figures({name: figure for name, figure in figures.items() if figure}, out)
+
+
+def _judged_group(pool: Pool) -> Figure | None:
+    """The first request whose chains GRPO and VPO both tell apart, under both; None where there is none."""
+    from vpo_lab import show
+
+    number = show.group_with_signal(pool.rewards_NCMD)
+    if number is None:
+        return None
+    rewards_GMD = pool.rewards_NCMD[number]
+    subject = f"{pool.ids[number]}: {len(rewards_GMD)} chains of {pool.m} answers by the SFT start, as one group"
+    return show.judged_group(rewards_GMD, pool.objectives, subject=subject)
+
+
+def _fronts(pools: Mapping[str, Pool]) -> Figure | None:
+    """The pools, cut into sets of a chain's size, by the tool's name and the values, else by the first objectives."""
+    from vpo_lab import show
+
+    objectives, requests = next((pool.objectives, len(pool.ids)) for pool in pools.values())
+    if len(objectives) < 2:
+        return None
+    named = [objectives.index(name) for name in ("tool_name", "param_value") if name in objectives]
+    dims = named if len(named) == 2 else [0, 1]
+    size, sets = max(pool.m for pool in pools.values()), {}
+    for name, pool in pools.items():
+        rewards_Nn2 = pool.rewards_NCMD[..., dims].reshape(len(pool.ids), -1, 2)
+        whole = rewards_Nn2.shape[1] // size * size
+        sets[name] = rewards_Nn2[:, :whole].reshape(-1, size, 2)
+    subject = f"{requests} held-out requests, sets of {size} answers"
+    return show.fronts(sets, [objectives[d].replace("_", " ") for d in dims], subject=subject)
+
+
+def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
+    """Write each figure as OUT/NAME.png, the same bytes for the same figure; returns the paths."""
+    paths = []
+    for name, figure in figures.items():
+        drawn = io.BytesIO()
+        # No date in the file: the same results give the same bytes. A white margin: a card on a dark page.
+        figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight", pad_inches=0.2, metadata={"Software": None})
+        write_bytes(out / f"{name}.png", small_png(drawn.getvalue()))
+        paths.append(out / f"{name}.png")
+    return paths
+
+
+def small_png(png: bytes) -> bytes:
+    """The picture in 256 colours: to the eye the same, and a third of the bytes where bands overlap."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+HEADLINE = ("sft", "grpo", "max_at_k", "multi_rlvr", "vpo", "vpo_pool")
+
+HEADLINE_METRIC = {"tiny": "best", "maze": "hypervolume"}
+
+GRID_METRICS = {"tiny": ("best", "pass"), "maze": ("best", "eum", "hypervolume")}
+
+CURVES = ("distinct_rollouts", "entropy", "best_of_group")
+
+
+# --- Figures ------------------------------------------------------------------
+
+
+def draw_experiment_figures(folder: Path, out: Path) -> list[Path]:
+    """Draw what the experiment's CSV files show so far; returns the paths of the PNG files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    from vpo_lab import show
+
+    tables = read_tables(folder)
+    summaries = {world: experiment_summary(tables, world) for world in _worlds(tables)}
+    summaries = {world: summary for world, summary in summaries.items() if summary["methods"]}
+    figures: dict[str, Figure] = {}
+    panels = {
+        world: (experiment_summary(tables, world, HEADLINE), HEADLINE_METRIC.get(world, "best")) for world in summaries
+    }
+    panels = {world: panel for world, panel in panels.items() if panel[0]["methods"]}
+    if panels:
+        figures["headline"] = show.worlds(panels, _subject(tables, list(panels)))
+    for world, summary in summaries.items():
+        metrics = [m for m in GRID_METRICS.get(world, tuple(LABELS)) if m in _metrics(tables, world)]
+        if metrics:
+            figures[world] = show.budget_grid(summary, metrics)
+        if curves := _curves(tables, world):
+            figures[f"collapse_{world}"] = show.curves_over_seeds(curves, CURVES)
+        if groups := _ablations(tables, world):
+            metrics = [m for m in (*GRID_METRICS.get(world, ()), "eum") if m in _metrics(tables, world) and m != "pass"]
+            figures[f"ablations_{world}"] = show.forest(groups, list(dict.fromkeys(metrics)), "vpo")
+    if "maze" in summaries:
+        figures["maze_paths"] = _some_maze()
+    if sets := _maze_examples(folder):
+        figures["maze_sets"] = show.maze_sets(*sets)
+        figures["winner_regions"] = _winner_regions(*sets)
+    return save_figures({f"experiment_{name}": figure for name, figure in figures.items()}, out)
+
+
+def _subject(tables: Tables, worlds: Sequence[str]) -> str:
+    seeds = {_seeds(tables, world, name) for world in worlds for name in HEADLINE} - {0}
+    count = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{max(seeds)}"
+    return f"{count} training seeds on the same test requests; band: 95%, seeds and requests both resampled"
+
+
+def _curves(tables: Tables, world: str) -> dict[str, dict[str, np.ndarray]]:
+    """Training curves for `show.curves_over_seeds`: mean, least and most over seeds, step by step."""
+    curves = {}
+    for name in DRAWN:
+        rows = [row for row in tables["curves"] if (row["world"], row["variant"]) == (world, name)]
+        if rows:
+            steps = sorted({row["step"] for row in rows})
+            by_step = [[row for row in rows if row["step"] == step] for step in steps]
+            curves[name] = {"step": np.array(steps)} | {
+                metric: np.array([_mean_range([row[metric] for row in same]) for same in by_step]) for metric in CURVES
+            }
+    return curves
+
+
+def _some_maze() -> Figure:
+    """The test maze with the most Pareto-optimal rewards, and a shortest walk for each."""
+    from vpo_lab import show
+    from vpo_lab.tasks.maze.world import best_paths, front
+
+    gold = max((row["gold"] for row in get_task("maze").load(None, "test")), key=lambda gold: len(front(gold)))
+    return show.maze_paths(gold, best_paths(gold))
+
+
+def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
+    """The first maze of examples.json, and what the policies answered to it; None if there is none."""
+    examples = read_examples(folder, "maze")
+    if not examples:
+        return None
+    request, sets = next(iter(examples.items()))
+    golds = {row["id"]: row["gold"] for row in get_task("maze").load(None, "test")}
+    return golds[request], {name: sets[name]["answers"] for name in DRAWN if name in sets}
+
+
+def _winner_regions(gold: str, answers: dict[str, list[str]]) -> Figure:
+    """In one maze: who wins under which weighting, before training, after it, and among all walks."""
+    from vpo_lab import show
+    from vpo_lab.tasks.maze.world import OBJECTIVES, front, score
+
+    kept = [OBJECTIVES.index(name) for name in ("gold", "diamond", "avoid_lava")]  # all 0 without the exit
+    names = [name for name in ("sft_chain", "grpo", "vpo") if name in answers]
+    sets = {name: np.array([score(text, gold) for text in answers[name]])[:, kept] for name in names}
+    sets["all walks"] = front(gold)[:, kept]
+    return show.winner_regions(sets, [OBJECTIVES[d].replace("_", " ") for d in kept])

@@ -1,0 +1,331 @@
+"""The five notebooks in order, headless: papermill, resume, one progress display, a summary.
+
+A notebook is done when its executed copy stands in the run folder under its own name; what a
+notebook has trained or sampled is kept by the stages themselves. So a run that was killed at any
+point continues where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vpo_lab.config import Profile, get_profile
+from vpo_lab.course.figures import small_png
+from vpo_lab.errors import LabError
+from vpo_lab.files import read_json, write_bytes
+from vpo_lab.methods import get_method
+from vpo_lab.processes import environment_kept
+from vpo_lab.runs import LOG, TRAIN_UNTIL, default_run_dir, has_policy, only_one_in, open_run, pool_path, stopped_at
+from vpo_lab.search.pool import pool_names
+from vpo_lab.show.live import HEADLESS, duration
+from vpo_lab.tasks import TASK_FOLDER
+from vpo_lab.train.gpu import check_backend
+from vpo_lab.train.rl import _load_data
+
+# Notebooks of one wave do not need each other and run side by side. `share` is how much of a tiny
+# run a notebook takes; `stage` and `steps` say how far its training is.
+WAVES = (
+    ("01_reward_vectors",),
+    ("02_sft_warmup",),
+    ("03_grpo_baseline", "04_vpo_training"),
+    ("05_bestk_and_pareto",),
+)
+
+STAGES = {"02_sft_warmup": "sft", "03_grpo_baseline": "grpo", "04_vpo_training": "vpo"}
+
+FOR_EVALUATION = 0.15  # of --max-hours
+
+SHARES = {
+    "01_reward_vectors": 0.01,
+    "02_sft_warmup": 0.2,
+    "03_grpo_baseline": 0.43,
+    "04_vpo_training": 0.34,
+    "05_bestk_and_pareto": 0.02,
+}
+
+
+@dataclass
+class Job:
+    """One notebook of a run."""
+
+    name: str
+    source: Path
+    target: Path
+    started: float = 0.0
+    seconds: float = 0.0
+    error: BaseException | None = None
+    thread: threading.Thread | None = field(default=None, repr=False)
+
+    @property
+    def done(self) -> bool:
+        return self.target.exists()
+
+
+def notebook_folder() -> Path:
+    """The repository's notebooks; LabError where the package runs without them."""
+    folder = Path(__file__).resolve().parents[2] / "notebooks"
+    if not (folder / "01_reward_vectors.ipynb").exists():
+        raise LabError(f"no notebooks in {folder}: run from a clone of the repository (pip install -e .)")
+    return folder
+
+
+def run_pipeline(
+    profile_name: str = "tiny",
+    seed: int = 0,
+    run_dir: str = "",
+    overrides: dict | None = None,
+    parameters: dict | None = None,
+    side_by_side: bool | None = None,
+    max_hours: float | None = None,
+) -> Path:
+    """Execute 01 to 05 into the run folder; returns the path of its `summary.json`.
+
+    `overrides` changes profile fields by dotted name; `parameters` are further papermill
+    parameters, which every notebook has to declare. `side_by_side` None: where there are two cores.
+    `max_hours`, from now: RL ends in time for an evaluation, each method with an equal share; 0: what is
+    trained is evaluated as it is; None: no limit.
+    Raises LabError with one line on a wrong setting, a run folder of another run, a failed notebook.
+    """
+    profile = get_profile(profile_name, overrides)
+    if not 0 <= seed < 2**31:
+        raise LabError(f"seed = {seed}: choose one from 0 to {2**31 - 1}")
+    for method in profile.methods:
+        get_method(method)
+        if method not in STAGES.values():
+            raise LabError(f"no notebook trains {method!r}: call vpo_lab.train.rl.train_rl for it, as 04 does for vpo")
+    if max_hours is not None and not max_hours >= 0:
+        raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
+    check_backend(profile)
+    _load_data(profile)
+    # Absolute: kernels work in the notebooks' folder, the user names folders from here.
+    run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
+    values = {"profile": profile_name, "seed": seed, "run_dir": str(run), "overrides": overrides or {}}
+    values.update(parameters or {})
+    sources = {name: notebook_folder() / f"{name}.ipynb" for wave in WAVES for name in wave}
+    for source in sources.values():
+        check_parameters(source, values)
+    run = open_run(run, profile, seed)
+    if side_by_side is None:
+        side_by_side = (os.cpu_count() or 1) >= 2 and profile.policy.backend == "scratch"
+    jobs = {name: Job(name, source, run / f"{name}.ipynb") for name, source in sources.items()}
+    with only_one_in(run), _kernel_environment(profile, max_hours):
+        _take_up_stopped(jobs)
+        display = Display(profile, run, list(jobs.values()))
+        for wave in WAVES:
+            waiting = [jobs[name] for name in wave if not jobs[name].done]
+            for batch in [waiting] if side_by_side else [[job] for job in waiting]:
+                _run_batch(batch, values, display)
+        display.close()
+    if not (run / "summary.json").exists():
+        raise LabError(f"05 ended without {run / 'summary.json'}: delete {run / WAVES[-1][0]}.ipynb and run again")
+    return run / "summary.json"
+
+
+def check_parameters(notebook: Path, values: dict) -> None:
+    """LabError if the notebook does not declare one of these parameters (papermill only warns)."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    declared = {
+        line.split(":")[0].split("=")[0].strip()
+        for source in tagged
+        for line in source.splitlines()
+        if "=" in line and not line.lstrip().startswith("#")
+    }
+    for name in values:
+        if name not in declared:
+            raise LabError(
+                f"parameter {name!r} is not declared by {notebook.name}: it has {', '.join(sorted(declared))}"
+            )
+
+
+def _take_up_stopped(jobs: dict[str, Job]) -> None:
+    """A stage that ran out of time in an earlier run goes on: its notebook runs again, and those behind it."""
+    names = list(jobs)
+    for name, stage in STAGES.items():
+        folder = jobs[name].target.parent / stage
+        if jobs[name].done and stopped_at(folder) and not has_policy(folder):
+            for later in names[names.index(name) :]:
+                jobs[later].target.unlink(missing_ok=True)
+
+
+@contextmanager
+def _kernel_environment(profile: Profile, max_hours: float | None) -> Iterator[None]:
+    """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
+    wanted = {HEADLESS: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    wanted[TASK_FOLDER] = os.environ.get(TASK_FOLDER) or os.getcwd()  # from here a path to a task of one's own is meant
+    if profile.policy.backend == "unsloth":  # it trains on one GPU, and must see no other from the very start
+        wanted["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    if max_hours is not None:
+        wanted[TRAIN_UNTIL] = str(time.time() + 3600 * max_hours * (1 - FOR_EVALUATION))
+    with environment_kept(*wanted):
+        os.environ.update(wanted)
+        yield
+
+
+def _run_batch(jobs: list[Job], values: dict, display: Display) -> None:
+    for job in jobs:
+        job.started = time.monotonic()
+        # Daemons: an interrupt ends this process, and ipykernel ends kernels whose parent is gone.
+        job.thread = threading.Thread(target=_execute, args=(job, values), daemon=True)
+        job.thread.start()
+    while any(job.thread.is_alive() for job in jobs):
+        display.refresh()
+        time.sleep(0.5)
+    failed = [job for job in jobs if job.error is not None]
+    if failed:
+        display.close()
+        raise LabError("; ".join(_explain(job) for job in failed)) from failed[0].error
+
+
+def _execute(job: Job, values: dict) -> None:
+    import papermill
+
+    partial = job.target.with_name(f".{job.name}.partial.ipynb")
+    try:
+        papermill.execute_notebook(
+            str(job.source),
+            str(partial),
+            parameters=values,
+            kernel_name="python3",
+            cwd=str(job.source.parent),
+            progress_bar=False,
+            log_output=False,
+            # Kernels warn about their transport and about a parent that is gone; both are meant.
+            extra_arguments=["--IPKernelApp.log_level=50"],
+        )
+        os.replace(partial, job.target)
+    except BaseException as error:
+        job.error = error
+    finally:
+        job.seconds = time.monotonic() - job.started
+
+
+def _explain(job: Job) -> str:
+    """One line: the notebook, what its cell raised, where to look."""
+    from papermill import PapermillExecutionError
+
+    error, partial = job.error, job.target.with_name(f".{job.name}.partial.ipynb")
+    if isinstance(error, PapermillExecutionError):
+        return f"{job.name}: {error.ename}: {str(error.evalue).strip()} (cell {error.exec_count}, see {partial})"
+    return f"{job.name}: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
+
+
+class Display:
+    """One progress display for the whole run: a live line in a terminal, now and then one in a log."""
+
+    def __init__(self, profile: Profile, run: Path, jobs: list[Job]):
+        self.profile, self.run, self.jobs = profile, run, jobs
+        self.start = time.monotonic()
+        self.first = self.fraction()
+        self.shown_at, self.live = 0.0, sys.stderr.isatty()
+        already = [job.name[:2] for job in jobs if job.done]
+        print(f"profile {profile.name} -> {run}  ({profile.minutes})", file=sys.stderr)
+        if already:
+            print(f"already done: {', '.join(already)}", file=sys.stderr)
+
+    def fraction(self) -> float:
+        """How much of the run is done, 0 to 1, by the shares of a tiny run."""
+        return sum(SHARES[job.name] * self._part(job)[0] for job in self.jobs) / sum(SHARES.values())
+
+    def _part(self, job: Job) -> tuple[float, str]:
+        if job.done:
+            return 1.0, "done"
+        stage = STAGES.get(job.name)
+        if stage is None:
+            return 0.0, "running" if job.started else ""
+        steps = self.profile.sft.steps if stage == "sft" else self.profile.rl.steps
+        step = _last_step(self.run / stage / LOG)
+        return 0.9 * min(step / steps, 1.0), f"{stage} {step}/{steps}" if job.started or step else ""
+
+    def refresh(self) -> None:
+        now = time.monotonic()
+        if now - self.shown_at < (0.5 if self.live else 30):
+            return
+        self.shown_at = now
+        fraction, spent = self.fraction(), now - self.start
+        gained = fraction - self.first
+        eta = duration(spent / gained * (1 - fraction)) if gained > 0.01 else "--"
+        running = [f"{j.name[:2]} {self._part(j)[1]}" for j in self.jobs if j.started and not j.done]
+        line = f"{fraction:4.0%}  {duration(spent)} spent, ETA {eta}   {'   '.join(running)}"
+        print(f"\r{line:<100}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.live:
+            print(file=sys.stderr)
+        for job in self.jobs:
+            if job.seconds:
+                ending = "failed" if job.error else "done"
+                print(f"{job.name:<22} {ending} in {duration(job.seconds)}", file=sys.stderr)
+
+
+def _last_step(log: Path) -> int:
+    """The step on the last whole line of a log; 0 if there is none yet."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().splitlines()
+        return next((json.loads(line)["step"] for line in reversed(lines) if line.endswith(b"}")), 0)
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+# --- Publishing -------------------------------------------------------------------------------
+
+
+def publish(run: Path) -> list[Path]:
+    """Copy a finished run into the repository: executed notebooks, pools, logs, summary.
+
+    What a reader sees in notebooks/ and results/ is then what this run did. Returns the paths.
+    """
+    import nbformat
+
+    summary = read_json(run / "summary.json")
+    profile = get_profile(summary["profile"])
+    results = notebook_folder().parent / "results" / profile.name
+    written = []
+    for name in [name for wave in WAVES for name in wave]:
+        executed = run / f"{name}.ipynb"
+        if not executed.exists():
+            raise LabError(f"{executed} does not exist: finish the run before publishing it")
+        target = notebook_folder() / f"{name}.ipynb"
+        notebook = as_committed(nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4))
+        write_bytes(target, nbformat.writes(notebook).encode() + b"\n")
+        written.append(target)
+    copies = [Path("summary.json"), *(Path(stage) / LOG for stage in ("sft", *profile.methods))]
+    copies += [pool_path(Path(), name) for name in pool_names(profile)]
+    for relative in copies:
+        write_bytes(results / relative, (run / relative).read_bytes())
+        written.append(results / relative)
+    return written
+
+
+def as_committed(executed, source):
+    """The source notebook with the outputs of its executed copy, free of timings and paths, pictures made small."""
+    cells = {cell.id: cell for cell in executed.cells}
+    for cell in source.cells:
+        if cell.cell_type == "code" and cell.id in cells:
+            cell.outputs = cells[cell.id].outputs
+            cell.execution_count = cells[cell.id].execution_count
+    # papermill adds a cell of its own, so that counts in the copy do not start at 1.
+    counter = 0
+    for cell in source.cells:
+        if cell.cell_type == "code":
+            counter += 1
+            cell.execution_count = counter
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = counter
+                if png := output.get("data", {}).get("image/png"):
+                    output.data["image/png"] = b64encode(small_png(b64decode(png))).decode()
+    return source

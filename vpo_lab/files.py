@@ -1,0 +1,88 @@
+"""Write files that are whole or absent: atomic writes, and one line when a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vpo_lab.errors import LabError
+
+# What safetensors and torch.save say on a full disk; neither raises an OSError.
+_FULL = ("No space left on device", "unexpected pos", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "no permission" while writing `path` into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _FULL):
+            raise LabError(
+                f"disk full while writing {path}: free some space and start again, finished work is kept"
+            ) from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise LabError(f"cannot write {path} ({os.strerror(number)}): choose another --run-dir") from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: readers see the old content or the new, never a part."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with explain_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically, gzipped where the name ends in .gz."""
+    path = Path(path)
+    indent = None if path.suffix == ".gz" else 1
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    # A lone surrogate is a legal model output but not legal UTF-8.
+    data = text.encode("utf-8", errors="replace")
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def read_json(path: Path) -> object:
+    """Read what `write_json` wrote; LabError if the file is missing or damaged."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except FileNotFoundError as error:
+        raise LabError(f"{path} does not exist: run the step that makes it first") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise LabError(f"{path} is damaged ({error}): delete it and run again, it will be rebuilt") from error
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block has filled it without an error."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with explain_full_disk(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

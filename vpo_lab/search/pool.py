@@ -1,0 +1,178 @@
+"""Sample, score and keep the candidates of a policy on held-out requests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.chains import split_chain
+from vpo_lab.config import Profile
+from vpo_lab.errors import LabError
+from vpo_lab.files import read_json, write_json
+from vpo_lab.methods import METHODS
+from vpo_lab.runs import POLICY, pool_path
+from vpo_lab.show.live import StageProgress
+from vpo_lab.tasks import Task, get_task
+from vpo_lab.train.policy import load_policy
+from vpo_lab.train.prompts import candidates_of, load_rows, render_prompt, some_goal
+from vpo_lab.train.rollouts import score_rollouts
+from vpo_lab.train.sampling import sample
+
+SOLVED = 1 - 1e-9
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of one policy. Axes: N requests, C chains, M candidates, D objectives."""
+
+    name: str  # "sft", "sft_chain" or a method
+    task: str
+    objectives: tuple[str, ...]
+    ids: tuple[str, ...]  # (N,) row ids
+    answers: list[list[list[str]]]  # (N, C, M) texts
+    rewards_NCMD: np.ndarray
+    tokens_NC: np.ndarray  # completion tokens of each chain
+
+    @property
+    def m(self) -> int:
+        return self.rewards_NCMD.shape[2]
+
+    @property
+    def scalar_NCM(self) -> np.ndarray:
+        """The mean of the objectives: what GRPO trains on and best@k is measured in."""
+        return self.rewards_NCMD.mean(axis=3)
+
+    @property
+    def solved_NCM(self) -> np.ndarray:
+        """1.0 where every objective is 1."""
+        return (self.rewards_NCMD >= SOLVED).all(axis=3).astype(float)
+
+    def save(self, path: Path) -> None:
+        """Write the pool as gzipped JSON, atomically."""
+        write_json(
+            path,
+            {
+                "name": self.name,
+                "task": self.task,
+                "objectives": self.objectives,
+                "ids": self.ids,
+                "answers": self.answers,
+                "rewards": np.round(self.rewards_NCMD, 6).tolist(),
+                "tokens": self.tokens_NC.tolist(),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Pool:
+        """Read a saved pool; LabError if it is missing or damaged."""
+        data = read_json(path)
+        try:
+            pool = cls(
+                name=data["name"],
+                task=data["task"],
+                objectives=tuple(data["objectives"]),
+                ids=tuple(data["ids"]),
+                answers=data["answers"],
+                rewards_NCMD=np.array(data["rewards"], dtype=float),
+                tokens_NC=np.array(data["tokens"], dtype=int),
+            )
+            axes = (len(pool.ids), len(pool.answers[0]), len(pool.answers[0][0]), len(pool.objectives))
+            fits = pool.rewards_NCMD.shape == axes and pool.tokens_NC.shape == axes[:2]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise LabError(f"{path} is not a candidate pool ({error}): delete it and run again") from error
+        if not fits:
+            raise LabError(f"{path} is not a candidate pool (its axes do not match): delete it and run again")
+        return pool
+
+
+def pool_names(profile: Profile) -> list[str]:
+    """The pools of a run: the SFT start with one answer and with chains, then every method."""
+    return ["sft", "sft_chain", *profile.methods]
+
+
+def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: str = "", suffix: str = "") -> Pool:
+    """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
+
+    `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
+    folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
+    pools of one policy apart.
+    """
+    path = pool_path(run_dir, name + suffix)
+    if path.exists():
+        return Pool.load(path)
+    task = get_task(profile.task)
+    stage = "sft" if name == "sft_chain" else name
+    method = method or name
+    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else candidates_of(profile, method)
+    states_goal = method in METHODS and METHODS[method].states_goal
+    model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
+    rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
+    pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
+    pool.save(path)
+    return pool
+
+
+def sample_pool(
+    profile: Profile,
+    task: Task,
+    model,
+    tokenizer,
+    rows: list[dict],
+    name: str,
+    m: int,
+    seed: int,
+    states_goal: bool = False,
+) -> Pool:
+    """Sample `evaluation.candidates` candidates per row, ceil(n / m) chains of m, and score them.
+
+    `states_goal`: every chain is asked for under a random weighting of its own.
+    """
+    settings = profile.evaluation
+    chains = math.ceil(settings.candidates / m)
+    rng = np.random.default_rng([seed, 4])
+    prompts = [
+        render_prompt(tokenizer, row["prompt"], m, some_goal(task, rng) if states_goal else None)
+        for row in rows
+        for _ in range(chains)
+    ]
+    progress = StageProgress(f"candidates of {name}", len(prompts))
+    texts, tokens = sample(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=profile.policy.max_answer_tokens * m,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed + 1_000_003,  # not the seed of a training
+        batch=settings.batch,
+        on_progress=progress.update,
+    )
+    progress.close()
+    golds = [row["gold"] for row in rows for _ in range(chains)]
+    rewards_BMD = score_rollouts(task, texts, golds, m)
+    answers = [split_chain(text, m) for text in texts]
+    return Pool(
+        name=name,
+        task=task.name,
+        objectives=task.objectives,
+        ids=tuple(row["id"] for row in rows),
+        answers=[answers[i : i + chains] for i in range(0, len(answers), chains)],
+        rewards_NCMD=rewards_BMD.reshape(len(rows), chains, m, -1),
+        tokens_NC=np.array(tokens).reshape(len(rows), chains),
+    )
+
+
+def sample_sets(pools: dict[str, Pool], request: int) -> dict[str, tuple[list[str], np.ndarray]]:
+    """One set of M answers per pool for a request, with reward vectors: what a widget shows.
+
+    M is the largest of the pools; single answers are taken as M independent samples.
+    """
+    m = max(pool.m for pool in pools.values())
+    sets = {}
+    for name, pool in pools.items():
+        answers = [answer for chain in pool.answers[request] for answer in chain][:m]
+        sets[name] = (answers, pool.rewards_NCMD[request].reshape(-1, len(pool.objectives))[:m])
+    return sets

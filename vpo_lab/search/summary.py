@@ -1,0 +1,163 @@
+"""Pools of candidates on held-out requests, and the summary that compares them.
+
+A pool holds what one policy answered: C chains of M candidates for each of N requests. Everything
+that is reported is computed from pools, so figures and tables never need the policies again.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.config import Profile
+from vpo_lab.errors import LabError
+from vpo_lab.files import write_json
+from vpo_lab.metrics import (
+    bootstrap_interval,
+    chain_best_at_k,
+    chain_expected_utility_at_k,
+    distinct_share,
+    hypervolume,
+    objective_collinearity,
+    paired_bootstrap,
+    reward_diversity,
+)
+from vpo_lab.runs import commit, pool_path, stopped_at, versions
+from vpo_lab.search.pool import Pool, pool_names
+from vpo_lab.tasks import get_task
+from vpo_lab.weights import dirichlet_weights
+
+# --- What is reported -------------------------------------------------------------------------
+
+
+def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
+    """One metric per request at a budget of k candidates: (N,).
+
+    `metric` "best" (mean of the objectives), "pass" (all objectives 1) or "eum" (expected utility
+    under uniform weightings). For chains k counts candidates, see `metrics.chain_best_at_k`.
+    """
+    if metric == "best":
+        return chain_best_at_k(pool.scalar_NCM, k)
+    if metric == "pass":
+        return chain_best_at_k(pool.solved_NCM, k)
+    if metric == "eum":
+        weights_KD = dirichlet_weights(128, len(pool.objectives), seed=0)
+        return chain_expected_utility_at_k(pool.rewards_NCMD, weights_KD, k)
+    if metric == "hypervolume":
+        return _hypervolume_ratio_at_k(pool, k)
+    raise LabError(f"unknown metric {metric!r}: choose 'best', 'pass', 'eum' or 'hypervolume'")
+
+
+METRICS = ("best", "pass", "eum")
+
+
+def metrics_of(pool: Pool) -> tuple[str, ...]:
+    """The metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
+    return (*METRICS, "hypervolume") if hasattr(get_task(pool.task), "front") else METRICS
+
+
+def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
+    """Hypervolume of k candidates over that of the exact Pareto front, a mean over disjoint sets: (N,).
+
+    The pool is cut into sets of k in the order in which it was sampled: ceil(k / M) chains each, of
+    the last one only what the budget still pays for. Above the task's `reference` in every objective.
+    """
+    task = get_task(pool.task)
+    if not hasattr(task, "front"):
+        raise LabError(f"no hypervolume ratio for {pool.task}: the task does not know its Pareto fronts")
+    golds = {row["id"]: row["gold"] for row in task.load(None, "test")}
+    reference_D = np.full(len(pool.objectives), task.reference)
+    chains = math.ceil(k / pool.m)
+    sets = pool.rewards_NCMD.shape[1] // chains
+    if k < 1 or not sets:
+        raise LabError(f"k = {k}: between 1 and the {pool.rewards_NCMD[0, :, :, 0].size} candidates of the pool")
+    ratios = np.zeros((len(pool.ids), sets))
+    for n, row_id in enumerate(pool.ids):
+        whole = hypervolume(task.front(golds[row_id]), reference_D)
+        for s in range(sets):
+            points_kD = pool.rewards_NCMD[n, s * chains : (s + 1) * chains].reshape(-1, len(pool.objectives))[:k]
+            ratios[n, s] = hypervolume(np.unique(points_kD, axis=0), reference_D) / whole
+    return ratios.mean(axis=1)
+
+
+def tokens_at_k(pool: Pool, k: int) -> float:
+    """The mean tokens of k candidates. Chains come whole: the budget pays for ceil(k / M) of them."""
+    return round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2)
+
+
+def collinearity(pool: Pool) -> float | None:
+    """The mean correlation of two objectives over all candidates; None where no objective varies."""
+    correlation_DD = objective_collinearity(pool.rewards_NCMD.reshape(-1, len(pool.objectives)))
+    off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
+    return None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4)
+
+
+def distinct_answers(pool: Pool) -> np.ndarray:
+    """(N,): the share of different answers among all candidates for a request."""
+    return np.array([distinct_share([answer for chain in row for answer in chain]) for row in pool.answers])
+
+
+def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dict:
+    """Everything reported of one pool; every figure is [mean, low, high] over requests, 95%."""
+
+    def interval(values_N: np.ndarray) -> list[float]:
+        return [round(x, 5) for x in bootstrap_interval(values_N, resamples=resamples)]
+
+    flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
+    texts_N = [[answer for chain in row for answer in chain] for row in pool.answers]
+    return {
+        "candidates_per_rollout": pool.m,
+        "k": {
+            str(k): {**{metric: interval(at_k(pool, metric, k)) for metric in METRICS}, "tokens": tokens_at_k(pool, k)}
+            for k in budgets
+        },
+        "objectives": {name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)},
+        # An answer was found for this share of the candidates: what damaged tags cost.
+        "parse_rate": interval(np.array([np.mean([text != "" for text in texts]) for texts in texts_N])),
+        "set_diversity": interval(reward_diversity(flat_NnD)),
+        "distinct_answers": interval(distinct_answers(pool)),
+        "quality_by_position": [interval(pool.scalar_NCM[:, :, j].mean(axis=1)) for j in range(pool.m)],
+    }
+
+
+def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
+    """Compare all pools of a run and write `summary.json`; returns what it wrote."""
+    budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
+    pools = {name: Pool.load(pool_path(run_dir, name)) for name in pool_names(profile)}
+    pairs = [("vpo", other) for other in pools if other != "vpo"] if "vpo" in pools else []
+    task = get_task(profile.task)
+    stopped = {name: stopped_at(Path(run_dir) / name) for name in profile.methods}
+    summary = {
+        "profile": profile.name,
+        "fingerprint": profile.fingerprint(),
+        "seed": seed,
+        "requests": len(pools["sft"].ids),
+        "versions": versions(),
+        "commit": commit(),
+        "interval": "95% percentile bootstrap over requests, one training seed",
+        # Methods whose training was ended by --max-hours, with the step after which it was.
+        "stopped": {name: f"{at['step']} of {at['steps']} steps" for name, at in stopped.items() if at},
+        "methods": {name: describe(pool, budgets, resamples) for name, pool in pools.items()},
+        "paired_differences": {
+            f"{a} - {b}": {
+                str(k): {
+                    metric: [
+                        round(x, 5)
+                        for x in paired_bootstrap(
+                            at_k(pools[a], metric, k), at_k(pools[b], metric, k), resamples=resamples
+                        )
+                    ]
+                    for metric in METRICS
+                }
+                for k in budgets
+            }
+            for a, b in pairs
+        },
+        # Measured on the SFT start: where it is above about .8 a vector says little more than a scalar.
+        "objective_correlation": collinearity(pools["sft"]),
+        "ceiling": {str(k): task.ceiling(k) for k in budgets} if hasattr(task, "ceiling") else None,
+    }
+    write_json(Path(run_dir) / "summary.json", summary)
+    return summary

@@ -1,0 +1,117 @@
+"""What a training shows in a notebook while it runs: curves of the rewards, and the latest answers.
+
+Nothing is drawn where nobody looks: outside notebooks, and where VPO_LAB_HEADLESS is 1 (papermill).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from html import escape
+
+from vpo_lab.processes import rank
+
+HEADLESS = "VPO_LAB_HEADLESS"  # the pipeline sets this to 1 while it executes notebooks
+
+SECONDS = 10.0  # between two drawings, which take a few tenths of one
+
+
+def someone_looks() -> bool:
+    """Is this a notebook that a person has open?"""
+    return "ipykernel" in sys.modules and os.environ.get(HEADLESS) != "1"
+
+
+class LiveView:
+    """Curves of a stage's log, redrawn in place, above the answers of one rollout of the latest step."""
+
+    def __init__(self, title: str, example: Callable[[], str] | None = None):
+        self.title, self.example = title, example
+        self.handle, self.drawn_at = None, time.monotonic()
+
+    def update(self, log: list[dict], at_once: bool = False) -> None:
+        """Show the log so far, at most every few seconds unless `at_once`."""
+        now = time.monotonic()
+        if len(log) < 2 or (now - self.drawn_at < SECONDS and not at_once):
+            return
+        self.drawn_at = now
+        from IPython.display import HTML, display
+
+        page = HTML(self._page(log))
+        if self.handle is None:
+            self.handle = display(page, display_id=True)
+        else:
+            self.handle.update(page)
+
+    def _page(self, log: list[dict]) -> str:
+        from vpo_lab import show
+
+        objectives = [key for key in log[-1] if key.startswith("objective/")]
+        metrics = ["set_reward", "mean_reward", *objectives] if objectives else ["loss"]
+        figure = show.training_curves({self.title: log}, metrics)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=60)
+        picture = f'<img alt="training curves" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+        answers = f"<pre>{escape(self.example())}</pre>" if self.example else ""
+        return picture + answers
+
+
+SHOWN = ("loss", "mean_reward", "best_of_rollout", "set_reward")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class StageProgress:
+    """A single line that is redrawn at most once a second: title, step, ETA, the latest figures."""
+
+    def __init__(self, title: str, steps: int, done: int = 0):
+        self.title, self.steps, self.first = title, steps, done
+        self.start = time.monotonic()
+        self.shown_at = 0.0
+        self.figures = ""
+        self.handle = None
+        self.in_notebook = "ipykernel" in sys.modules
+        self.update(done)
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.shown_at < 1 and done < self.steps:
+            return
+        self.shown_at = now
+        spent, new = now - self.start, done - self.first
+        eta = f"ETA {duration(spent / new * (self.steps - done))}" if new else "ETA --"
+        ending = f"in {duration(spent)}" if done >= self.steps else eta
+        self._show(f"{self.title}  {done}/{self.steps}  {ending}  {self.figures}")
+
+    def note(self, figures: dict) -> None:
+        """Remember the latest values of the metrics that are shown."""
+        self.figures = "  ".join(f"{key} {figures[key]:.3f}" for key in SHOWN if key in figures)
+
+    def close(self, done: int | None = None) -> None:
+        """Leave the line as it is at the end, after `done` steps (None: all)."""
+        self.shown_at = 0.0
+        self.update(self.steps if done is None else done)
+        if not self.in_notebook and rank() == 0:
+            print(file=sys.stderr)
+
+    def _show(self, line: str) -> None:
+        if rank() > 0:
+            return
+        if not self.in_notebook:
+            print(f"\r{line:<110}", end="", file=sys.stderr, flush=True)
+            return
+        from IPython.display import display
+
+        text = {"text/plain": line}
+        if self.handle is None:
+            self.handle = display(text, raw=True, display_id=True)
+        else:
+            self.handle.update(text, raw=True)

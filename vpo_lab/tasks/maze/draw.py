@@ -1,0 +1,221 @@
+"""Draw mazes and walks through them."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vpo_lab.errors import LabError
+from vpo_lab.show.style import _axes, _label, _styled, candidate_color
+from vpo_lab.show.vectors import _names, _vectors
+from vpo_lab.tasks.maze.world import MOVES, OBJECTIVES, Maze, parse_maze, score, walk
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# --- The maze -------------------------------------------------------------------------------------
+
+MAZE_CELLS = {  # what lies there: cell colour, marker, marker colour
+    "start": ("#FFFFFF", "s", "#444444"),
+    "exit": ("#FFFFFF", "X", "#222222"),
+    "gold": ("#FBE7B2", "o", "#C98A00"),
+    "diamond": ("#D3EAF7", "D", "#3A8DC0"),
+    "lava": ("#F3C1A9", "^", "#B8431A"),
+}
+
+
+@_styled
+def maze_paths(
+    gold: str,
+    paths: Sequence[str],
+    rewards_n4: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """A maze, walks through it side by side in the candidates' colours, and what each earns.
+
+    gold: the drawing; paths: answers in arrows, one that is no walk is listed and not drawn; rewards
+    (n, 4), scored here if left out.
+    """
+    maze = parse_maze(gold)
+    names = _names(names, len(paths))
+    if rewards_n4 is None and paths:
+        rewards_n4 = np.stack([score(path, gold) for path in paths])
+    rewards_n4 = _vectors(rewards_n4, len(OBJECTIVES)) if paths else np.zeros((0, len(OBJECTIVES)))
+    _names(names, len(rewards_n4))
+    side, moves = 0.62 * maze.size, 0.5 + 0.14 * maze.budget
+    listed = 0.1 * max([4, *map(len, names)]) + moves + 0.95 * len(OBJECTIVES)
+    figure, (grid, table) = _axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
+    grid.get_gridspec().set_width_ratios([side, listed])
+    _draw_maze(grid, maze)
+    _maze_legend(grid, grid.legend, loc="upper center", bbox_to_anchor=(0.5, 0.0))
+    for number, path in enumerate(paths):
+        _draw_walk(grid, maze, path, number, len(paths))
+    texts = [_moves(maze, path) for path in paths]
+    _list_walks(table, texts, names, rewards_n4, moves / listed)
+    return figure
+
+
+@_styled
+def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
+    """The same maze once for every method, with the set of walks that each answered: method -> answers."""
+    if not sets:
+        raise LabError("no method to draw: give at least one set of answers")
+    maze = parse_maze(gold)
+    columns = min(len(sets), 5)
+    rows, side = -(-len(sets) // columns), 0.5 * maze.size
+    figure, panels = _axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
+    for axes, (name, paths) in zip(panels, sets.items(), strict=False):
+        _draw_maze(axes, maze)
+        for number, path in enumerate(paths):
+            _draw_walk(axes, maze, path, number, len(paths))
+        axes.set_title(_label(name))
+    for axes in panels[len(sets) :]:
+        axes.set_visible(False)
+    _maze_legend(panels[0], figure.legend, loc="outside lower center")
+    return figure
+
+
+def _draw_maze(axes: Axes, maze: Maze) -> None:
+    """The cells with what lies in them."""
+    from matplotlib.patches import Rectangle
+
+    kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
+    for row, column in np.ndindex(maze.size, maze.size):
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="#F4F4F4", edgecolor="white", linewidth=2))
+    for kind, cells in kinds.items():
+        face, marker, color = MAZE_CELLS[kind]
+        for row, column in cells:
+            style = {"facecolor": face, "edgecolor": "white", "linewidth": 2}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="////" if kind == "lava" else "", **style))
+        rows, columns = np.array(sorted(cells)).reshape(-1, 2).T
+        size = (2400 if kind == "exit" else 1600) / maze.size
+        axes.scatter(columns, rows, s=size, marker=marker, color=color, alpha=0.8, linewidths=0, label=kind, zorder=2)
+    axes.set_xlim(-0.5, maze.size - 0.5)
+    axes.set_ylim(maze.size - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def _maze_legend(axes: Axes, legend_of: Callable, **place) -> None:
+    """What the marks in the cells mean."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = legend_of(handles, labels, ncols=5, fontsize=9, handletextpad=0.1, columnspacing=0.9, **place)
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])
+
+
+def _draw_walk(axes: Axes, maze: Maze, path: str, number: int, walks: int) -> None:
+    """A line through the cells of a walk, on a lane of its own, with an arrow at its end."""
+    from matplotlib.patheffects import withStroke
+
+    cells = walk(maze, path)
+    if cells is None or len(cells) < 2:
+        return
+    lane = min(0.13, 0.62 / walks) * (number - (walks - 1) / 2)
+    y, x = np.array(cells, dtype=float).T + lane
+    color = candidate_color(number)
+    halo = [withStroke(linewidth=4, foreground="white")]
+    axes.plot(x, y, color=color, linewidth=2.2, zorder=3, path_effects=halo, solid_joinstyle="round")
+    arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 2.2, "mutation_scale": 15, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (x[-1], y[-1]), xytext=(x[-2], y[-2]), arrowprops=arrow, zorder=4)
+
+
+def _moves(maze: Maze, path: str) -> str:
+    """What stands for a walk in the list: its moves, or why there is no walk."""
+    arrows = "".join(path.split())
+    if not arrows or not set(arrows) <= MOVES.keys():
+        return "no walk"
+    return arrows if walk(maze, path) else "leaves the grid"
+
+
+def _list_walks(axes: Axes, texts: Sequence[str], names: Sequence[str], rewards_nD: np.ndarray, moves: float) -> None:
+    """Beside the maze: every walk's name and moves in its colour, and its reward vector."""
+    axes.axis("off")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(axes.figure.get_figheight() / 0.36 - 1.6, -1)  # rows of 0.36 inches, from the top
+    first = 0.02 + 0.022 * max(map(len, names), default=0)
+    columns = np.linspace(first + moves, 0.95, len(OBJECTIVES))
+    for x, objective in zip(columns, OBJECTIVES, strict=True):
+        axes.text(x, -0.4, objective.replace("_", " "), ha="center", va="center", fontsize=9.5, color="#444444")
+    for row, (text, name) in enumerate(zip(texts, names, strict=True)):
+        style = {"va": "center", "color": candidate_color(row), "fontweight": "bold"}
+        axes.text(0, row + 0.4, name, **style)
+        axes.text(first, row + 0.4, text, **style)
+        for x, value in zip(columns, rewards_nD[row], strict=True):
+            axes.text(x, row + 0.4, f"{value:.2f}", ha="center", va="center")
+
+
+MARKERS = {  # matplotlib's markers in MAZE_CELLS as paths around (0, 0), in cells
+    "s": "M-.2-.2h.4v.4h-.4z",
+    "o": "M-.22 0a.22.22 0 1 0 .44 0a.22.22 0 1 0-.44 0z",
+    "D": "M0-.27L.27 0L0 .27L-.27 0z",
+    "^": "M0-.25L.27 .2H-.27z",
+    "X": "M-.27-.14L-.14-.27L0-.13L.14-.27L.27-.14L.13 0L.27 .14L.14 .27L0 .13L-.14 .27L-.27 .14L-.13 0z",
+}
+
+
+@lru_cache(maxsize=64)
+def maze_grid(drawing: str) -> str:
+    """The cells of a maze and what lies in them as SVG elements, a cell 1 x 1, the top left at (0, 0)."""
+    maze = parse_maze(drawing)
+    kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
+    lies = {cell: kind for kind, cells in kinds.items() for cell in cells}
+    parts = []
+    for row, column in np.ndindex(maze.size, maze.size):
+        kind = lies.get((row, column))
+        face = MAZE_CELLS[kind][0] if kind else "#F4F4F4"
+        parts.append(f'<rect x="{column}.02" y="{row}.02" width=".96" height=".96" fill="{face}"/>')
+        if kind:
+            _, marker, color = MAZE_CELLS[kind]
+            place = f"translate({column + 0.5} {row + 0.5})"
+            parts.append(f'<path d="{MARKERS[marker]}" fill="{color}" fill-opacity=".8" transform="{place}"/>')
+    return "".join(parts)
+
+
+def maze_walks(drawing: str, answers: Sequence[str]) -> list[str]:
+    """Each answer's way through a maze as SVG elements over `maze_grid`, "" where it is no walk."""
+    maze = parse_maze(drawing)
+    return [_walk_svg(maze, answer, number, len(answers)) for number, answer in enumerate(answers)]
+
+
+def _walk_svg(maze: Maze, answer: str, number: int, walks: int) -> str:
+    """A line on a lane of its own, with an arrow at its end."""
+    cells = walk(maze, answer)
+    if cells is None or len(cells) < 2:
+        return ""
+    lane = min(0.13, 0.62 / walks) * (number - (walks - 1) / 2) + 0.5
+    points = [(column + lane, row + lane) for row, column in cells]
+    line = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+    (x0, y0), (x, y) = points[-2:]
+    dx, dy = x - x0, y - y0  # one cell long
+    tip = [(x + 0.16 * dx, y + 0.16 * dy)]
+    tip += [(x - 0.14 * dx + side * dy, y - 0.14 * dy + side * dx) for side in (0.15, -0.15)]
+    arrow = " ".join(f"{a:.2f},{b:.2f}" for a, b in tip)
+    color = candidate_color(number)
+    return (
+        f'<g fill="none" stroke-linejoin="round"><polyline points="{line}" stroke="#fff" stroke-width=".15"/>'
+        f'<polyline points="{line}" stroke="{color}" stroke-width=".08"/></g>'
+        f'<polygon points="{arrow}" fill="{color}"/>'
+    )
+
+
+def maze_picture(drawing: str, answers: Sequence[str], won_M: Sequence[bool]) -> str:
+    """A maze with the ways of the candidates as an SVG picture, those that do not win paler."""
+    size = parse_maze(drawing).size
+    ways = "".join(
+        f'<g opacity="{1 if won else 0.35}">{way}</g>'
+        for way, won in zip(maze_walks(drawing, answers), won_M, strict=True)
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">{maze_grid(drawing)}{ways}</svg>'
+
+
+def _image(svg: str, alt: str, width: int) -> str:
+    data = b64encode(svg.encode()).decode()
+    return f'<img alt="{escape(alt)}" width="{width}" src="data:image/svg+xml;base64,{data}">'

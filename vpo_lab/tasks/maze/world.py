@@ -1,0 +1,421 @@
+"""A maze with gold in one corner and diamonds in another: every request has a Pareto front.
+
+The generative model
+--------------------
+A square grid of n x n cells. The walk starts in one corner and the exit is in the opposite one; in
+the block at a third corner lie three pieces of gold, in the block at the fourth three diamonds
+(blocks of 2 x 2 cells for n = 5, of 3 x 3 for n = 9). On either side of the diagonal from start to
+exit two cells (five for n = 9) are lava: it may be entered, at a price. A walk has 2(n-1) + 2 moves,
+two more than the shortest: enough for either treasure and never for both. All eight orientations are
+equally likely.
+
+Within these rules the layout is uniform, and a maze is kept if the exact search finds that
+1. walks to the exit reach gold, others reach diamonds, and none takes some of both;
+2. there is a choice besides: FRONT_SIZE vectors or more are Pareto-optimal, so lava lies on a good way.
+
+Unlike tiny_tools nothing is hidden: the drawing in the prompt decides every reward. What a policy
+cannot know is which objectives count, so one answer is never right and a set of answers can be.
+
+The mazes belong to the world, not to a run: WORLD_SEED fixes the rows for everyone. No train maze is
+a test maze, nor one turned or mirrored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+
+from vpo_lab.errors import LabError
+
+WORLD_SEED = 20260522
+
+OBJECTIVES = ("completion", "gold", "diamond", "avoid_lava")
+
+TREASURES = 3  # pieces of gold, and as many diamonds
+
+LAVA_LIMIT = 2  # so many lava cells cost all of avoid_lava
+
+FRONT_SIZE = 4
+
+SKILL = 0.15  # how often a demonstration is a walk of the Pareto front
+
+SHORTEST = 0.7  # the share of the others without a detour
+
+# Gold and diamonds never meet in one vector: with a reference of 0 every set would be worth 0.
+REFERENCE = -0.1
+
+# One code point per symbol, so that a cell or a move can be one token.
+FLOOR, GOLD, DIAMOND, LAVA, EXIT, START = "⬜🟡💎🔥🏁🤖"
+
+MOVES = {"↑": (-1, 0), "↓": (1, 0), "←": (0, -1), "→": (0, 1)}
+
+Cell = tuple[int, int]  # row, column; the top left is (0, 0)
+
+
+@dataclass(frozen=True)
+class World:
+    """The sizes of one form of the task."""
+
+    size: int
+    block: int
+    lava: int  # cells on each side
+    rows: tuple[tuple[str, int], ...]  # test first, so that its rows stay when train grows
+
+
+WORLDS = {5: World(5, 2, 2, (("test", 200), ("train", 4096))), 9: World(9, 3, 5, (("test", 100), ("train", 2048)))}
+
+
+@dataclass(frozen=True)
+class Maze:
+    """A maze as a drawing shows it."""
+
+    size: int
+    start: Cell
+    exit: Cell
+    gold: frozenset[Cell]
+    diamonds: frozenset[Cell]
+    lava: frozenset[Cell]
+    budget: int
+
+
+@lru_cache(maxsize=8192)
+def parse_maze(gold: str) -> Maze:
+    """The maze that a drawing shows, in the symbols above, rows on lines; LabError if it is none."""
+    lines = gold.split("\n")
+    found: dict[str, list[Cell]] = {symbol: [] for symbol in (FLOOR, GOLD, DIAMOND, LAVA, EXIT, START)}
+    for row, line in enumerate(lines):
+        for column, symbol in enumerate(line):
+            if symbol not in found or len(line) != len(lines):
+                raise LabError(f"no maze: row {row + 1} of {len(lines)} is {line!r}")
+            found[symbol].append((row, column))
+    if not (len(found[START]) == len(found[EXIT]) == 1 and found[GOLD] and found[DIAMOND]):
+        raise LabError(f"no maze: it needs one {START}, one {EXIT}, {GOLD} and {DIAMOND}: {gold!r}")
+    treasure = frozenset(found[GOLD]), frozenset(found[DIAMOND])
+    size = len(lines)
+    return Maze(size, found[START][0], found[EXIT][0], *treasure, frozenset(found[LAVA]), _budget(size))
+
+
+def _budget(size: int) -> int:
+    return 2 * (size - 1) + 2
+
+
+def walk(maze: Maze, answer: str) -> list[Cell] | None:
+    """The cells of an answer, the start first; None if it holds other text or leaves the grid.
+
+    The walk stops at the exit, later moves are ignored, and it stops when the budget is spent.
+    Whitespace between the arrows means nothing.
+    """
+    moves = "".join(answer.split())
+    if not set(moves) <= MOVES.keys():
+        return None
+    row, column = maze.start
+    cells = [maze.start]
+    for move in moves[: maze.budget]:
+        down, right = MOVES[move]
+        row, column = row + down, column + right
+        if not (0 <= row < maze.size and 0 <= column < maze.size):
+            return None
+        cells.append((row, column))
+        if cells[-1] == maze.exit:
+            break
+    return cells
+
+
+def score(answer: str, gold: str) -> np.ndarray:
+    """(4,): exit reached, share of the gold, share of the diamonds, 1 - (lava cells entered) / 2.
+
+    All four are 0 unless `walk` ends at the exit. A cell counts once, however often it is entered.
+    """
+    maze = parse_maze(gold)
+    cells = walk(maze, answer)
+    if cells is None or cells[-1] != maze.exit:
+        return np.zeros(len(OBJECTIVES))
+    entered = set(cells)
+    gold_share, diamond_share = (len(kind & entered) / len(kind) for kind in (maze.gold, maze.diamonds))
+    return np.array([1.0, gold_share, diamond_share, max(0.0, 1 - len(maze.lava & entered) / LAVA_LIMIT)])
+
+
+# --- Exact search -----------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8192)
+def front(gold: str) -> np.ndarray:
+    """Every Pareto-optimal reward vector that some walk within the budget earns: (P, 4), most gold first.
+
+    Exact: dynamic programming over (moves, cell, set of treasure and lava cells entered so far).
+    """
+    points = np.array(_undominated(_attainable(parse_maze(gold))))
+    points.setflags(write=False)
+    return points
+
+
+def _attainable(maze: Maze) -> set[tuple[float, ...]]:
+    """The distinct reward vectors of all walks that reach the exit within the budget."""
+    ends = 0
+    for layer in _layers(maze):
+        ends |= layer.get(maze.exit, 0)
+    return set(map(tuple, _rewards(maze, _members(ends)).tolist()))
+
+
+def _undominated(points: set[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The points that no other one equals or beats in every objective, in descending order."""
+    kept: list[tuple[float, ...]] = []
+    for point in sorted(points, reverse=True):  # what dominates a point stands before it
+        if not any(all(a >= b for a, b in zip(other, point, strict=True)) for other in kept):
+            kept.append(point)
+    return kept
+
+
+@lru_cache(maxsize=8192)
+def best_paths(gold: str) -> tuple[str, ...]:
+    """A walk for every point of `front`, in its order: one with the fewest moves that earn the point."""
+    maze = parse_maze(gold)
+    layers, paths = _layers(maze), []
+    for point in front(gold):
+        for moves, layer in enumerate(layers):
+            members = _members(layer.get(maze.exit, 0))
+            hits = members[(_rewards(maze, members) == point).all(axis=1)]
+            if len(hits):
+                paths.append(_retrace(maze, layers, moves, int(hits[0])))
+                break
+    return tuple(paths)
+
+
+def _items(maze: Maze) -> dict[Cell, int]:
+    """The cells that matter -> their bit in a set of entered cells: gold first, then diamonds, then lava."""
+    return {cell: bit for bit, cell in enumerate([*sorted(maze.gold), *sorted(maze.diamonds), *sorted(maze.lava)])}
+
+
+def _layers(maze: Maze) -> list[dict[Cell, int]]:
+    """For every number of moves: cell -> the sets of items with which a walk can be there.
+
+    A set of items is a number s below 2^items, and the sets of a cell are one large integer whose
+    bit s says that s occurs. Entering item b turns every s without b into s + 2^b, for all sets at
+    once: a shift. Cells from which the exit is out of reach are left out.
+    """
+    items = _items(maze)
+    layers = [{maze.start: 1}]
+    for left in range(maze.budget - 1, -1, -1):
+        layer: dict[Cell, int] = {}
+        for cell, sets in layers[-1].items():
+            for near in _neighbours(maze.size)[cell] if cell != maze.exit else ():
+                if abs(near[0] - maze.exit[0]) + abs(near[1] - maze.exit[1]) <= left:
+                    layer[near] = layer.get(near, 0) | sets
+        for cell in layer.keys() & items.keys():
+            bit = items[cell]
+            without = layer[cell] & _sets_without(bit, len(items))
+            layer[cell] = (layer[cell] ^ without) | without << (1 << bit)
+        layers.append(layer)
+    return layers
+
+
+@lru_cache
+def _neighbours(size: int) -> dict[Cell, tuple[Cell, ...]]:
+    grid = [(row, column) for row in range(size) for column in range(size)]
+    near = {cell: [(cell[0] + down, cell[1] + right) for down, right in MOVES.values()] for cell in grid}
+    return {cell: tuple(n for n in cells if n in near) for cell, cells in near.items()}
+
+
+@lru_cache
+def _sets_without(bit: int, items: int) -> int:
+    """The integer with a 1 at every set of items that lacks `bit`."""
+    return sum(1 << s for s in range(1 << items) if not s >> bit & 1)
+
+
+def _members(sets: int) -> np.ndarray:
+    """The positions of the ones: the sets of items that an integer of `_layers` stands for."""
+    data = np.frombuffer(sets.to_bytes(sets.bit_length() // 8 + 1, "little"), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(data, bitorder="little"))
+
+
+def _rewards(maze: Maze, members: np.ndarray) -> np.ndarray:
+    """The reward vectors of walks to the exit that entered these sets of items: (sets, 4)."""
+    n_gold, n_diamonds = len(maze.gold), len(maze.diamonds)
+    gold = np.bitwise_count(members & (1 << n_gold) - 1) / n_gold
+    diamonds = np.bitwise_count(members >> n_gold & (1 << n_diamonds) - 1) / n_diamonds
+    lava = np.bitwise_count(members >> n_gold + n_diamonds) / LAVA_LIMIT
+    return np.column_stack([np.ones(len(members)), gold, diamonds, np.maximum(0.0, 1 - lava)])
+
+
+def _retrace(maze: Maze, layers: list[dict[Cell, int]], moves: int, entered: int) -> str:
+    """A walk of so many moves to the exit that enters exactly this set of items."""
+    items, cell, path = _items(maze), maze.exit, ""
+    for layer in layers[:moves][::-1]:
+        before = {entered} if cell not in items else {entered, entered & ~(1 << items[cell])}
+        cell, entered, arrow = next(
+            (near, sets, arrow)
+            for arrow, (down, right) in MOVES.items()
+            for near in [(cell[0] - down, cell[1] - right)]
+            for sets in before
+            if near != maze.exit and layer.get(near, 0) >> sets & 1
+        )
+        path = arrow + path
+    return path
+
+
+# --- The world --------------------------------------------------------------------------------
+
+
+@lru_cache
+def _grids(size: int) -> dict[str, tuple[str, ...]]:
+    """Every split's mazes as drawings; all of them are distinct."""
+    rng = np.random.default_rng([WORLD_SEED, size])
+    splits: dict[str, tuple[str, ...]] = {}
+    tested: set[str] = set()  # upright
+    for split, count in WORLDS[size].rows:
+        rows: dict[str, str] = {}  # as shown -> upright
+        while len(rows) < count:
+            upright = _draw_grid(WORLDS[size], rng)
+            if upright not in tested and _is_dilemma(upright):
+                rows[_turned(upright, rng)] = upright
+        splits[split] = tuple(rows)
+        tested |= set(rows.values())
+    return splits
+
+
+def _draw_grid(world: World, rng: np.random.Generator) -> str:
+    """A maze with the start at the top left, gold at the top right and diamonds at the bottom left."""
+    grid = np.full((world.size, world.size), FLOOR)
+    grid[0, 0], grid[-1, -1] = START, EXIT
+    row, column = np.indices(grid.shape)
+    for symbol, block, side in (
+        (GOLD, grid[: world.block, -world.block :], column > row),
+        (DIAMOND, grid[-world.block :, : world.block], column < row),
+    ):
+        block.flat[rng.choice(block.size, size=TREASURES, replace=False)] = symbol
+        grid.flat[rng.choice(np.flatnonzero(side & (grid == FLOOR)), size=world.lava, replace=False)] = LAVA
+    return _drawing(grid)
+
+
+def _drawing(grid: np.ndarray) -> str:
+    return "\n".join("".join(row) for row in grid)
+
+
+def _turned(grid: str, rng: np.random.Generator) -> str:
+    """One of the eight orientations of a drawing."""
+    cells = np.rot90(np.array([list(line) for line in grid.split("\n")]), rng.integers(4))
+    return _drawing(cells.T if rng.integers(2) else cells)
+
+
+@lru_cache(maxsize=8192)
+def _is_dilemma(grid: str) -> bool:
+    """Both treasures can be had, no walk takes some of both, and the front is not trivial."""
+    points = _attainable(parse_maze(grid))
+    any_gold, any_diamond = (any(point[i] for point in points) for i in (1, 2))
+    both = any(point[1] and point[2] for point in points)
+    return any_gold and any_diamond and not both and len(_undominated(points)) >= FRONT_SIZE
+
+
+@lru_cache
+def ceiling(size: int, k: int) -> dict[str, float]:
+    """What no set of k answers can beat, as means over the test mazes.
+
+    "best": the best mean of the four objectives that one answer earns, whatever k; "pass": 0, for no
+    answer earns everything; "eum": the best expected utility under uniform (Dirichlet) weightings;
+    "hypervolume": the best share of the front's hypervolume above REFERENCE. The last two are optima
+    over all subsets of the front: it has 7 points at most.
+    """
+    if k < 1:
+        raise LabError(f"k = {k}: at least 1 is needed")
+    weights_KD = np.random.default_rng(WORLD_SEED).dirichlet(np.ones(len(OBJECTIVES)), size=8192)
+    best, utility, volume = [], [], []
+    for grid in _grids(size)["test"]:
+        points = front(grid)
+        subsets = [list(chosen) for chosen in combinations(range(len(points)), min(k, len(points)))]
+        utility_PK = points @ weights_KD.T
+        best.append(points.mean(axis=1).max())
+        utility.append(max(utility_PK[chosen].max(axis=0).mean() for chosen in subsets))
+        volume.append(max(_hypervolume(points[chosen]) for chosen in subsets) / _hypervolume(points))
+    return {
+        "best": float(np.mean(best)),
+        "pass": 0.0,
+        "eum": float(np.mean(utility)),
+        "hypervolume": float(np.mean(volume)),
+    }
+
+
+def _hypervolume(points: np.ndarray) -> float:
+    import moocore
+
+    return float(moocore.hypervolume(points, ref=np.full(len(OBJECTIVES), REFERENCE), maximise=True))
+
+
+# --- The task ---------------------------------------------------------------------------------
+
+
+class MazeTask:
+    """The mazes of 5 x 5 cells as a task. A row's gold is the drawing that its prompt shows."""
+
+    name = "maze"
+    size = 5
+    objectives = OBJECTIVES
+    reference = REFERENCE
+
+    def score(self, answer: str, gold: str) -> np.ndarray:
+        """(4,) in [0, 1]: completion, gold, diamond, avoid_lava."""
+        return score(answer, gold)
+
+    def front(self, gold: str) -> np.ndarray:
+        """(P, 4): the Pareto-optimal reward vectors of a maze."""
+        return front(gold)
+
+    def ceiling(self, k: int) -> dict[str, float]:
+        """The bounds on any k answers, see the function of this name."""
+        return ceiling(self.size, k)
+
+    def load(self, path: str | None = None, split: str = "train") -> list[dict]:
+        """The rows of a split, the same on every machine. `path` must be empty."""
+        if path:
+            raise LabError(f"{self.name} is generated and reads no file: drop the data path {str(path)!r}")
+        if split not in dict(WORLDS[self.size].rows):
+            raise LabError(f"unknown split {split!r} of {self.name}: choose 'train' or 'test'")
+        system = (
+            f"Walk from {START} to {EXIT} in at most {_budget(self.size)} moves. {GOLD} is gold, {DIAMOND} is a "
+            f"diamond, {LAVA} is lava.\n\n**Output Format**\nOne arrow per move: {' '.join(MOVES)}"
+        )
+        return [
+            {
+                "id": f"{self.name}-{split}-{number}",
+                "prompt": [{"role": "system", "content": system}, {"role": "user", "content": grid}],
+                "gold": grid,
+            }
+            for number, grid in enumerate(_grids(self.size)[split])
+        ]
+
+    def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
+        """`n` distinct walks to the exit, most of which look for no treasure and mind no lava.
+
+        With SKILL a walk of the Pareto front, else with SHORTEST any of the shortest walks, else any
+        walk with one detour that enters no cell twice, all equally likely. Several stand in the order
+        of their moves: who has an order to follow can see which ways have been gone already.
+        """
+        maze = parse_maze(row["gold"])
+        answers: list[str] = []
+        while len(answers) < n:
+            skilled = rng.random() < SKILL
+            answer = str(rng.choice(best_paths(row["gold"]))) if skilled else _random_walk(maze, rng)
+            if answer not in answers:
+                answers.append(answer)
+        return sorted(answers, key=lambda answer: [*map("↑↓←→".index, answer)])
+
+
+class MazeTask9x9(MazeTask):
+    """The mazes of 9 x 9 cells, for a larger policy."""
+
+    name = "maze_9x9"
+    size = 9
+
+
+def _random_walk(maze: Maze, rng: np.random.Generator) -> str:
+    ahead = "↓↑" if maze.exit[0] else "↑↓", "→←" if maze.exit[1] else "←→"
+    moves = [pair[0] for pair in ahead for _ in range(maze.size - 1)]
+    if rng.random() >= SHORTEST:
+        moves += ahead[rng.integers(2)]
+    while True:
+        answer = "".join(rng.permutation(moves))
+        cells = walk(maze, answer)
+        if cells is not None and len(set(cells)) == len(moves) + 1:
+            return answer

@@ -1,0 +1,239 @@
+"""Do what Unsloth and vLLM need of us."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from vpo_lab.config import Profile
+from vpo_lab.errors import LabError
+from vpo_lab.processes import _quiet_libraries, rank, world_size
+from vpo_lab.tasks import Task
+from vpo_lab.train.prompts import _with_pad_and_eos, window
+
+BACKENDS = ("scratch", "transformers", "vllm", "unsloth")
+
+NEEDS = {"vllm": ("vllm",), "unsloth": ("unsloth", "vllm")}  # what the first two have is always installed
+
+
+def check_backend(profile: Profile) -> None:
+    """LabError, before anything is loaded, if this machine cannot run the profile's backend."""
+    backend, server = profile.policy.backend, profile.policy.vllm_server
+    if backend not in BACKENDS:
+        raise LabError(f"unknown policy.backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if server and backend != "vllm":
+        raise LabError(f"policy.vllm_server is for policy.backend = 'vllm', this is {backend!r}: leave one of them out")
+    if backend not in NEEDS:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise LabError(
+            f"profile {profile.name!r} needs a CUDA GPU of 24 GB or more and none is visible: run it on one, "
+            "use --profile tiny, or rehearse with --set policy.backend=transformers --set policy.model=FOLDER"
+        )
+    if too_old := _too_old_gpu():
+        raise LabError(
+            f"{too_old}: bfloat16 and the pinned packages want compute capability 8.0 or newer "
+            "(L4, A10, 3090, 4090, A100, H100)"
+        )
+    missing = [package for package in NEEDS[backend] if find_spec(package) is None]
+    if missing:
+        raise LabError(
+            f"profile {profile.name!r} needs the package {missing[0]!r}: pip install -e '.[gpu]' on the GPU machine"
+        )
+    if backend == "unsloth" and world_size() > 1:
+        raise LabError(
+            "unsloth trains on one GPU: for several add --set policy.backend=vllm, or run one process per seed, "
+            "each with its own CUDA_VISIBLE_DEVICES"
+        )
+    if server:
+        _check_server(server)
+
+
+def _too_old_gpu() -> str:
+    """Name and capability of the best GPU if that is below 8.0, else "". Asks the driver: torch would claim memory."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout
+        capability, name = max((float(line.split(",")[0]), line.split(",")[1].strip()) for line in answer.splitlines())
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return ""
+    return f"{name} has compute capability {capability}" if capability < 8.0 else ""
+
+
+def _check_server(address: str) -> None:
+    """LabError unless a vLLM server answers there; TRL's own check waits for ever on another one."""
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{address.rstrip('/')}/health", timeout=10) as answer:
+            status = answer.status
+    except (OSError, ValueError) as error:
+        status = error
+    if status != 200:
+        raise LabError(
+            f"no vLLM server at {address} ({status}): start one with `trl vllm-serve --model MODEL` on another GPU, "
+            "or leave policy.vllm_server out"
+        )
+
+
+_engine: dict[tuple, tuple] = {}  # Unsloth's model and vLLM share one copy of the weights; a second would not fit
+
+
+def _load_unsloth(profile: Profile, task: Task, source: Path | None, seed: int):
+    """The model of this process, loaded once, with the adapter of `source` or a fresh one."""
+    policy, longest = profile.policy, window(profile, profile.rl.candidates)
+    key = (policy.model, policy.lora_rank, policy.lora_alpha, policy.dtype, policy.gpu_share, longest)
+    if not _engine:
+        _unsloth_environment()
+        # Before transformers, trl and peft, or their trainers stay unpatched.
+        import torch
+        from unsloth import FastLanguageModel
+
+        _quiet_libraries()
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=policy.model,
+            max_seq_length=longest,
+            dtype=getattr(torch, policy.dtype),
+            load_in_4bit=False,
+            fast_inference=True,
+            max_lora_rank=policy.lora_rank,
+            gpu_memory_utilization=policy.gpu_share,
+            use_exact_model_name=True,
+        )
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=policy.lora_rank,
+            lora_alpha=policy.lora_alpha,
+            lora_dropout=0.0,
+            bias="none",
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            use_gradient_checkpointing="unsloth",
+            random_state=seed,
+        )
+        _engine[key] = model, _with_pad_and_eos(tokenizer)
+    if key not in _engine:
+        raise LabError("this process holds a model with other settings, and a second would not fit: restart the kernel")
+    model, tokenizer = _engine[key]
+    set_adapter(model, source, seed)
+    return model, tokenizer
+
+
+def set_adapter(model, source: Path | None, seed: int) -> None:
+    """Give a LoRA model the adapter saved in `source`, or a fresh one; LabError if it does not fit."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from transformers import set_seed
+
+    if source is None:
+        set_seed(seed)
+        for module in model.modules():
+            if "default" in getattr(module, "lora_A", {}):
+                module.reset_lora_parameters("default", True)
+        return
+    weights = load_peft_weights(str(source), device="cpu")
+    result = set_peft_model_state_dict(model, weights)
+    lost = [name for name in result.missing_keys if "lora_" in name]
+    if result.unexpected_keys or lost:
+        raise LabError(
+            f"the adapter in {source} is not one of this model ({[*result.unexpected_keys, *lost][0]}): delete it"
+        )
+
+
+def _unsloth_environment() -> None:
+    """No calls home, generated code in the cache instead of the current folder, vLLM's notices off."""
+    from vpo_lab.tasks.tool_calls.toolrl import cache_folder
+
+    defaults = {
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(cache_folder().parent / "unsloth_compiled_cache"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # With more than one in sight, transformers would believe that all of them train.
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def trl_arguments(profile: Profile, m: int) -> dict:
+    """The GRPOConfig fields by which TRL samples rollouts of M answers with this backend.
+
+    vLLM's probabilities differ a little from the trained model's. With plain TRL each token is weighted
+    by their ratio; TRL's default would weight, or drop, a rollout by the product over all its tokens,
+    which punishes long chains. Unsloth's vLLM holds the same weights and runs the same adapter: no weighting.
+    """
+    policy = profile.policy
+    if policy.backend in ("scratch", "transformers"):
+        return dict(use_vllm=False)
+    if policy.backend == "unsloth":
+        return dict(use_vllm=True, vllm_importance_sampling_correction=False)
+    where = (
+        dict(vllm_mode="server", vllm_server_base_url=policy.vllm_server)
+        if policy.vllm_server
+        else dict(
+            vllm_mode="colocate",
+            vllm_gpu_memory_utilization=policy.gpu_share,
+            vllm_max_model_length=window(profile, m),
+            vllm_tensor_parallel_size=1,
+        )
+    )
+    return dict(
+        use_vllm=True,
+        vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_clip_max=2.0,
+        **where,
+    )
+
+
+def left_packed(inputs: dict, pad_token_id: int):
+    """(B, T) advantages moved to where Unsloth's loss has the tokens: (B, T + the most padding of a prompt).
+
+    It moves the padding of prompts behind the completions, for each micro-batch anew (unsloth_zoo
+    2026.10.7, rl_replacements.grpo_accumulated_loss), so that completions begin at different columns.
+    """
+    import torch
+
+    advantages_BT = inputs["advantages"]
+    rows, width = advantages_BT.shape
+    padding_B = (inputs["prompt_ids"] == pad_token_id).sum(dim=1)
+    scored = inputs.get("old_per_token_logps")
+    widest = int(padding_B.max()) if scored is None else scored.shape[1] - width
+    columns_BT = (widest - padding_B).unsqueeze(1) + torch.arange(width, device=padding_B.device)
+    return advantages_BT.new_zeros(rows, width + widest).scatter_(1, columns_BT, advantages_BT)
+
+
+def merged_weights(generation):
+    """(name, tensor) of what vLLM is sent: base plus LoRA, added on a copy.
+
+    TRL adds and subtracts the adapter in place at every step, which wears a bfloat16 base down: after 1000
+    steps the error is as large as a third of what was learned (trl issue 6688). Not for FSDP or ZeRO-3.
+    """
+    import torch
+
+    model = generation.model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if model.prefix in name:
+                continue
+            weight = parameter.data
+            if name.endswith(".base_layer.weight"):
+                layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+                delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+                weight = (weight + delta).to(parameter.dtype)
+            yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight
+
+
+def close_vllm(trainer) -> None:
+    """Give back the GPU memory or the ports that TRL's vLLM holds: notebooks train and evaluate in one process."""
+    generation = trainer.vllm_generation
+    if generation.mode == "colocate":
+        engine = generation.llm.llm_engine
+        # The whole engine takes the process group with it, which other processes still train in.
+        (engine.engine_core if world_size() == 1 else engine.model_executor).shutdown()
+        del generation.llm
+    elif rank() == 0:
+        generation.vllm_client.close_communicator()

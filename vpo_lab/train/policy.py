@@ -1,0 +1,108 @@
+"""Load a policy and sample from it: tiny from scratch, plain transformers, Unsloth with vLLM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vpo_lab.chains import join_chain
+from vpo_lab.config import Profile
+from vpo_lab.errors import LabError
+from vpo_lab.processes import _quiet_libraries
+from vpo_lab.tasks import Task
+from vpo_lab.train.gpu import _load_unsloth, check_backend
+from vpo_lab.train.prompts import _with_pad_and_eos, render_prompt
+from vpo_lab.train.sampling import _free_gpu
+from vpo_lab.weights import draw_goal
+
+
+def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
+    """(model, tokenizer) to train or sample: from an earlier stage's folder `source`, or the start.
+
+    Raises LabError when the hardware, a package or the model's files are missing.
+    """
+    check_backend(profile)
+    loaders = {
+        "scratch": _load_scratch,
+        "transformers": _load_transformers,
+        "vllm": _load_transformers,  # vLLM is TRL's business, see `trl_arguments`
+        "unsloth": _load_unsloth,
+    }
+    if source is not None and not (source / "config.json").exists() and not (source / "adapter_config.json").exists():
+        raise LabError(f"no policy in {source}: run the stage that trains it first")
+    _free_gpu()
+    try:
+        return loaders[profile.policy.backend](profile, task, source, seed)
+    except ImportError as error:
+        raise LabError(
+            f"profile {profile.name!r} needs the package {error.name!r}: pip install -e '.[gpu]' on the GPU machine"
+        ) from error
+    except OSError as error:
+        where = source or profile.policy.model
+        raise LabError(
+            f"cannot load the model {where} ({str(error).splitlines()[0]}): "
+            "check the network or point policy.model at a local folder"
+        ) from error
+
+
+def _load_scratch(profile: Profile, task: Task, source: Path | None, seed: int):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from vpo_lab.train.tiny_model import build_model
+
+    _quiet_libraries()
+    # More OpenMP threads than cores to spare make a tiny model many times slower, not faster.
+    torch.set_num_threads(1)
+    if source is not None:
+        return AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    tokenizer = scratch_tokenizer(profile, task)
+    return build_model(profile.policy, tokenizer, seed), tokenizer
+
+
+def scratch_tokenizer(profile: Profile, task: Task):
+    """The tokenizer of a from-scratch policy, trained on prompts and answers of the train split."""
+    import numpy as np
+
+    from vpo_lab.train.tiny_model import train_tokenizer
+
+    # The template is needed to render the text that the tokenizer is then trained on.
+    template_only = train_tokenizer([])
+    rng, m = np.random.default_rng(0), profile.rl.candidates
+    texts = []
+    for row in task.load(profile.data or None, "train"):
+        goal = dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))
+        texts.append(render_prompt(template_only, row["prompt"], 1, goal))
+        for answers in {1, m}:
+            texts.append(render_prompt(template_only, row["prompt"], answers))
+            texts.append(join_chain(task.demonstrations(row, answers, rng)))
+    return train_tokenizer(texts)
+
+
+def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: int):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _quiet_libraries()
+    policy = profile.policy
+    # bfloat16 kernels are slow or missing on most CPUs; a rehearsal there runs in float32.
+    dtype = getattr(torch, policy.dtype) if torch.cuda.is_available() else torch.float32
+    start = policy.model if source is None or policy.lora_rank else str(source)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=dtype)
+    if torch.cuda.is_available():  # samples are drawn before a trainer moves it there
+        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    tokenizer = _with_pad_and_eos(AutoTokenizer.from_pretrained(source or policy.model))
+    if policy.lora_rank:
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        if source is not None:
+            return PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer
+        torch.manual_seed(seed)
+        lora = LoraConfig(
+            r=policy.lora_rank,
+            lora_alpha=policy.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, lora)
+    return model, tokenizer

@@ -1,0 +1,86 @@
+"""Render rows as the model reads them, and say how many answers and rollouts a method asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vpo_lab.chains import answer_prompt
+from vpo_lab.config import Profile
+from vpo_lab.errors import LabError
+from vpo_lab.methods import Method, get_method
+from vpo_lab.processes import say
+from vpo_lab.tasks import Task
+from vpo_lab.weights import draw_goal
+
+
+def render_prompt(tokenizer, messages: list[dict], m: int, goal: dict[str, int] | None = None) -> str:
+    """The text that a completion continues: chat template, thinking off, a request for `m` answers.
+
+    `goal` is stated there too, see `chains.answer_prompt`.
+
+    Prompts and completions travel as text from here on: Qwen3's template cuts an assistant message
+    at its last </think>, which would destroy a chain of answers that each have a think block.
+    """
+    return tokenizer.apply_chat_template(
+        answer_prompt(messages, m, goal), tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+
+
+def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:
+    """Rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
+    rows = task.load(profile.data or None, split)
+    longest = profile.policy.max_prompt_tokens
+    texts = [render_prompt(tokenizer, row["prompt"], profile.rl.candidates) for row in rows]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
+    if not fitting:
+        raise LabError(
+            f"no {split} prompt of {task.name} fits policy.max_prompt_tokens = {longest} "
+            f"(the shortest has {min(lengths)}): raise it"
+        )
+    if len(fitting) < len(rows):
+        say(f"{len(rows) - len(fitting)} of {len(rows)} {split} prompts are longer than {longest} tokens: left out")
+    return fitting[:limit] if limit else fitting
+
+
+# A prompt may state a goal, and a warmup's answer be a little longer than the policy's own may get.
+SLACK = 128
+
+
+def window(profile: Profile, m: int) -> int:
+    """Tokens of the longest prompt with M answers: what the model and vLLM make room for."""
+    return profile.policy.max_prompt_tokens + profile.policy.max_answer_tokens * m + SLACK
+
+
+def _with_pad_and_eos(tokenizer):
+    """Left padding, and a pad token that is not the end token, or the end is never learned."""
+    tokenizer.padding_side = "left"
+    if tokenizer.eos_token_id is None:
+        raise LabError("the tokenizer has no eos token: choose a chat model such as unsloth/Qwen3-1.7B")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if "<|endoftext|>" not in tokenizer.get_vocab() or tokenizer.eos_token == "<|endoftext|>":
+            raise LabError("the tokenizer has no pad token besides its eos token: set tokenizer.pad_token first")
+        tokenizer.pad_token = "<|endoftext|>"
+    return tokenizer
+
+
+def candidates_of(profile: Profile, method: str) -> int:
+    """M: how many answers a rollout of this method holds."""
+    return profile.rl.candidates if get_method(method).multi_answer else 1
+
+
+def group_size_of(profile: Profile, method: str) -> int:
+    """G: rollouts per prompt. Equal budgets: with one answer in a rollout, a group has M times as many."""
+    return profile.rl.group_size * profile.rl.candidates // candidates_of(profile, method)
+
+
+def method_of(profile: Profile, name: str) -> Method:
+    """The method of that name with the profile's options, but for those that make it what it is."""
+    method = get_method(name)
+    free = set(method.option_names) - set(dict(method.options))
+    return method.with_options(**{name: getattr(profile.rl, name) for name in free if hasattr(profile.rl, name)})
+
+
+def some_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
+    """A random weighting for a prompt to state, in tenths."""
+    return dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))

@@ -1,0 +1,169 @@
+"""The two training stages on TRL: SFT warmup, then a method of the GRPO family.
+
+TRL does generation, loss, optimizer and checkpoints. Ours is what the reward of a rollout means
+(`rollouts.VectorReward`) and how a stage is resumed, stopped and published (`stages`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.config import Profile, get_profile
+from vpo_lab.methods import Method, get_method
+from vpo_lab.processes import environment_kept, first_ones, rank, wait_for_all
+from vpo_lab.runs import POLICY, TRAIN_UNTIL, _stop_at, default_run_dir, is_finished, only_one_in, open_run
+from vpo_lab.tasks import Task, get_task
+from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
+from vpo_lab.train.policy import load_policy
+from vpo_lab.train.prompts import candidates_of, group_size_of, load_rows, method_of, render_prompt, some_goal
+from vpo_lab.train.rollouts import VectorReward
+from vpo_lab.train.sft import train_sft
+from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
+from vpo_lab.train.trainer import build_trainer
+
+# --- Stage 2: GRPO, VPO and their kin ---------------------------------------------------------
+
+
+def train_rl(
+    profile: Profile, method_name: str, run_dir: Path, seed: int, *, name: str = "", start: str = "sft"
+) -> Path:
+    """Train one method from the SFT policy. Returns the folder of the trained policy.
+
+    `name` is the folder of the stage in the run (the method's, if empty), `start` that of the warmup.
+    Finished work is not repeated; a killed stage continues from its last whole checkpoint.
+    """
+    rl, method = profile.rl, method_of(profile, method_name)
+    stage = run_dir / (name or method_name)
+    if is_finished(stage):
+        return stage / POLICY
+    task = get_task(profile.task)
+    m = candidates_of(profile, method_name)
+    model, tokenizer = load_policy(profile, task, run_dir / start / POLICY, seed)
+
+    # Late, because Unsloth rebinds it when the policy is loaded.
+    from trl import GRPOConfig
+
+    group_size = group_size_of(profile, method_name)
+    rollouts = rl.rollouts // rl.group_size * group_size
+    shape = _split("rl.rollouts", rollouts, rl.micro_rollouts)
+    looks = profile.evaluation.every
+    args = GRPOConfig(
+        **_common_arguments(profile, stage, seed),
+        **shape,
+        **trl_arguments(profile, m),
+        max_steps=rl.steps,
+        steps_per_generation=shape["gradient_accumulation_steps"],
+        num_generations=group_size,
+        eval_strategy="steps" if looks else "no",
+        eval_steps=looks or None,
+        per_device_eval_batch_size=group_size,
+        num_iterations=1,
+        max_completion_length=profile.policy.max_answer_tokens * m,
+        temperature=rl.temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        learning_rate=rl.learning_rate,
+        lr_scheduler_type=rl.schedule,
+        warmup_steps=rl.warmup_steps,
+        weight_decay=0.0,
+        max_grad_norm=rl.max_grad_norm,
+        beta=0.0,
+        epsilon=0.2,
+        epsilon_high=0.2,
+        loss_type="dapo",
+        scale_rewards="none",  # the method has normalised already
+        mask_truncated_completions=False,
+        shuffle_dataset=False,  # the data set is in order already
+        disable_dropout=True,
+        logging_steps=1,
+        save_steps=rl.checkpoint_every,
+    )
+    reward = VectorReward(task, method, m, group_size, seed, tokenizer)
+    watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watched) if looks else []
+
+    with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        # Left as TRL's vLLM sets them, a second trainer would believe that it is one of several.
+        trainer = build_trainer(
+            profile,
+            reward,
+            tokenizer,
+            seed,
+            model=model,
+            args=_on_one_gpu(args),
+            train_dataset=_rl_dataset(profile, task, tokenizer, method, m, seed),
+            eval_dataset=_prompts_and_golds(task, tokenizer, method, m, watched, np.random.default_rng([seed, 3]))
+            if looks
+            else None,
+        )
+        try:
+            return run_stage(trainer, stage, rl.steps, stage.name.upper(), _stop_at(profile, stage), reward.example)
+        finally:
+            if profile.policy.backend == "vllm":
+                close_vllm(trainer)
+
+
+def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int, seed: int):
+    """The prompts of the whole run, in order: one epoch, however few rows there are.
+
+    TRL's own shuffle starts over when a run is resumed in its second epoch or later.
+    """
+    rows = load_rows(profile, task, "train", tokenizer, limit=profile.rl.train_rows)
+    wanted = profile.rl.steps * (profile.rl.rollouts // profile.rl.group_size)
+    rng = np.random.default_rng([seed, 2])
+    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-wanted // len(rows)))])[:wanted]
+    return _prompts_and_golds(task, tokenizer, method, m, [rows[i] for i in order], rng)
+
+
+def _prompts_and_golds(task: Task, tokenizer, method: Method, m: int, rows: list[dict], rng: np.random.Generator):
+    """What TRL reads. The prompts of `goal_conditioned` state a weighting each, which the reward is told too."""
+    from datasets import Dataset
+
+    goals = [some_goal(task, rng) if method.states_goal else None for _ in rows]
+    prompts = [render_prompt(tokenizer, row["prompt"], m, goal) for row, goal in zip(rows, goals, strict=True)]
+    columns = {"prompt": prompts, "gold": [row["gold"] for row in rows]}
+    return Dataset.from_dict({**columns, **({"goal": goals} if method.states_goal else {})})
+
+
+def train_stages(
+    profile_name: str,
+    stages: list[str],
+    seed: int = 0,
+    run_dir: str | Path = "",
+    overrides: dict | None = None,
+    max_hours: float | None = None,
+) -> list[Path]:
+    """Train stages ("sft" or methods) in this process, or in all that `accelerate launch` started.
+
+    Returns their policies. `max_hours` is for these stages alone. Raises LabError as `run_pipeline` does.
+    """
+    profile = get_profile(profile_name, overrides)
+    methods = tuple(stage for stage in stages if stage != "sft")
+    for method in methods:
+        get_method(method)
+    check_backend(profile)
+    run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
+    if rank() == 0:
+        _load_data(profile)  # one download, not one of each process into the same file
+        open_run(run, profile, seed)
+    wait_for_all()
+    if max_hours is not None:
+        os.environ[TRAIN_UNTIL] = str(first_ones(time.time() + 3600 * max_hours))
+    sharing = replace(profile, methods=methods)  # only these have a share of the hours
+    with only_one_in(run) if rank() == 0 else nullcontext():
+        return [
+            train_sft(profile, run, seed) if stage == "sft" else train_rl(sharing, stage, run, seed) for stage in stages
+        ]
+
+
+def _load_data(profile: Profile) -> None:
+    """Load both splits once: a wrong path ends here, not in 02."""
+    for split in ("train", "test"):
+        get_task(profile.task).load(profile.data or None, split)

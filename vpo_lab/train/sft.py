@@ -1,0 +1,193 @@
+"""What the warmup imitates when a chain is to be packed from the policy's own answers.
+
+A chain has to teach the format and that answers differ, but no mistakes. A row has one gold. With
+`sft.chains` "task" the task fills the chain (ToolRL: golds with one slip); with "own" distinct samples
+of the policy itself do, after it has learned the format: no mistake is in them that it would not make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.chains import join_chain
+from vpo_lab.config import Profile
+from vpo_lab.files import read_json, write_json
+from vpo_lab.processes import gather, rank, say, wait_for_all, world_size
+from vpo_lab.runs import POLICY, has_policy, is_finished
+from vpo_lab.show.live import StageProgress
+from vpo_lab.tasks import Task, get_task
+from vpo_lab.train.policy import load_policy
+from vpo_lab.train.prompts import load_rows, render_prompt, some_goal, window
+from vpo_lab.train.sampling import sample
+from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
+
+GOLDS = "golds"  # the stage within the warmup that teaches the format
+
+SAMPLES = "own_samples.json.gz"
+
+# (row, n, rng) -> n answers to imitate.
+Demonstrate = Callable[[dict, int, np.random.Generator], list[str]]
+
+
+def own_demonstrations(profile: Profile, task: Task, policy: Path, path: Path, seed: int) -> Demonstrate:
+    """Chains of the gold and of samples drawn from `policy`, which are kept in the file `path`."""
+    if not path.exists():
+        _sample_rows(profile, task, policy, path, seed)
+    samples = read_json(path)
+    return lambda row, n, rng: pack_chain(row["gold"], samples[row["id"]], n, rng)
+
+
+def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: int) -> None:
+    """Draw `sft.own_samples` single answers to every row and keep, by row id, those that may be shown.
+
+    Several processes share the rows. It says how many are left: where few are, chains repeat the gold.
+    """
+    model, tokenizer = load_policy(profile, task, policy, seed)
+    rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
+    mine, n, limit = rows[rank() :: world_size()], profile.sft.own_samples, profile.policy.max_answer_tokens
+    prompts = [render_prompt(tokenizer, row["prompt"], 1) for row in mine for _ in range(n)]
+    progress = StageProgress("own samples for the warmup", len(prompts))
+    texts, lengths = sample(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=limit,
+        temperature=profile.rl.temperature,
+        top_p=1.0,
+        seed=seed + 2_000_003 + rank(),  # neither the seed of a training nor of an evaluation
+        batch=profile.evaluation.batch,
+        on_progress=progress.update,
+    )
+    progress.close()
+    ended = [text if length < limit else "" for text, length in zip(texts, lengths, strict=True)]
+    found = [(row["id"], fit_to_show(task, row["gold"], ended[i * n : (i + 1) * n])) for i, row in enumerate(mine)]
+    samples = dict(gather(found)[0])
+    if rank() == 0:
+        write_json(path, samples)
+    full = sum(len(texts) >= profile.rl.candidates - 1 for texts in samples.values()) / len(samples)
+    say(
+        f"own samples: {np.mean([bool(text) for text in ended]):.0%} came to an end; {full:.0%} of the rows have "
+        f"enough distinct ones for a chain of {profile.rl.candidates}"
+    )
+    wait_for_all()
+
+
+def fit_to_show(task: Task, gold: str, samples: list[str]) -> list[str]:
+    """The distinct samples that may stand beside the gold in a chain, those with other rewards first.
+
+    Whole and well formed (as good as the gold in the objective "format", where a task has it), worth
+    something, and without a tag that would cut the chain in two.
+    """
+    best_D = task.score(gold, gold)
+    form = task.objectives.index("format") if "format" in task.objectives else None
+    known, fresh, alike = {best_D.tobytes()}, [], []
+    for text in dict.fromkeys(text.strip() for text in samples):
+        rewards_D = task.score(text, gold)
+        formed = rewards_D.any() if form is None else rewards_D[form] >= best_D[form]
+        if not text or not formed or text == gold.strip() or "<answer_" in text:
+            continue
+        (alike if rewards_D.tobytes() in known else fresh).append(text)
+        known.add(rewards_D.tobytes())
+    return [*fresh, *alike]
+
+
+def pack_chain(gold: str, samples: list[str], n: int, rng: np.random.Generator) -> list[str]:
+    """`n` answers, shuffled: the gold and the first samples; the gold again where they are too few."""
+    answers = [gold, *samples][:n]
+    answers += [gold] * (n - len(answers))
+    return [answers[i] for i in rng.permutation(n)]
+
+
+# --- Stage 1: SFT warmup ----------------------------------------------------------------------
+
+
+def train_sft(profile: Profile, run_dir: Path, seed: int, *, name: str = "sft") -> Path:
+    """Teach the answer format, single and as a chain of M. Returns the folder of the policy.
+
+    `name` is the folder of the stage in the run. Half of the rows ask for one answer, half for M; before
+    chains are packed from the policy's own samples (`sft.chains`), it learns the format from golds alone, in
+    a stage within the stage. Finished work is not repeated; a killed stage continues from its last whole
+    checkpoint.
+    """
+    stage, task = run_dir / name, get_task(profile.task)
+    if is_finished(stage):
+        return stage / POLICY
+    start, demonstrate = None, task.demonstrations
+    if profile.sft.chains == "own":
+        start, samples = stage / GOLDS / POLICY, stage / SAMPLES
+        if not has_policy(stage / GOLDS):
+            _imitate(profile, task, stage / GOLDS, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
+        demonstrate = own_demonstrations(profile, task, start, samples, seed)
+    return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
+
+
+def _imitate(
+    profile: Profile,
+    task: Task,
+    stage: Path,
+    steps: int,
+    start: Path | None,
+    seed: int,
+    demonstrate: Demonstrate,
+    chains: bool = True,
+) -> Path:
+    """SFT from the policy in `start` (None: the untrained one) on demonstrations."""
+    model, tokenizer = load_policy(profile, task, start, seed)
+
+    from trl import SFTConfig, SFTTrainer
+
+    sft = profile.sft
+    args = SFTConfig(
+        **_common_arguments(profile, stage, seed),
+        **_split("sft.batch_rows", sft.batch_rows, sft.micro_rows),
+        max_steps=steps,
+        learning_rate=sft.learning_rate,
+        lr_scheduler_type=sft.schedule,
+        warmup_steps=int(sft.warmup_share * steps),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=None,
+        packing=False,
+        padding_free=False,  # Unsloth's default would map the rows anew, in processes beside a running vLLM
+        logging_steps=max(1, steps // 70),
+        save_steps=max(2, steps // 7),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=_on_one_gpu(args),
+        processing_class=tokenizer,
+        train_dataset=_sft_dataset(profile, tokenizer, task, steps, demonstrate, seed, chains),
+    )
+    return run_stage(trainer, stage, steps, "SFT warmup" if chains else "SFT on golds")
+
+
+def _sft_dataset(
+    profile: Profile, tokenizer, task: Task, steps: int, demonstrate: Demonstrate, seed: int, chains: bool = True
+):
+    """Prompt and demonstrations, tokenized apart as generation will meet them; loss on the answer.
+
+    A quarter of the single answers stand under a goal that the demonstration does not heed: the
+    start can read such a prompt, and what it means is left to `goal_conditioned`.
+    """
+    from datasets import Dataset
+
+    rng, m = np.random.default_rng([seed, 1]), profile.rl.candidates
+    rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
+    sizes, longest = (1, m) if chains else (1, 1), window(profile, m)
+    # Every step draws rows anew from this many; a demonstration is seldom met twice.
+    wanted = max(len(rows), min(steps * profile.sft.batch_rows, 4 * len(rows)))
+    examples = []
+    for number in range(wanted):
+        row, answers = rows[number % len(rows)], sizes[(number + number // len(rows)) % 2]
+        goal = some_goal(task, rng) if answers == 1 and rng.random() < 0.25 else None
+        text = render_prompt(tokenizer, row["prompt"], answers, goal)
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        chain = join_chain(demonstrate(row, answers, rng)) + tokenizer.eos_token
+        completion = tokenizer(chain, add_special_tokens=False)["input_ids"]
+        if len(prompt) + len(completion) > longest:  # it would be cut, and then teach an end where there is none
+            continue
+        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    return Dataset.from_list(examples)

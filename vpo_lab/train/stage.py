@@ -1,0 +1,221 @@
+"""One stage of a run: a TRL trainer taken to its last step or to a deadline, through kills and resumes.
+
+A stage is a folder of the run: `log.jsonl`, `checkpoints/`, and at the end `policy/`. Where the time
+was up before the last step, `stopped.json` says at which one, and a later run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+
+from vpo_lab.config import Profile
+from vpo_lab.errors import LabError
+from vpo_lab.files import atomic_folder, explain_full_disk, write_bytes, write_json
+from vpo_lab.processes import first_ones, rank, say, wait_for_all, world_size
+from vpo_lab.runs import (
+    LOG,
+    LOOKS,
+    POLICY,
+    STOPPED,
+    _drop_log_after,
+    _forget_pools,
+    last_good_checkpoint,
+    read_log,
+    seal_checkpoint,
+    train_until,
+)
+from vpo_lab.show.live import LiveView, StageProgress, someone_looks
+
+
+def run_stage(
+    trainer,
+    stage: Path,
+    steps: int,
+    title: str,
+    stop_at: float | None = None,
+    example: Callable[[], str] | None = None,
+) -> Path:
+    """Run a TRL trainer with resume, log and progress; publish the policy atomically and return its folder.
+
+    `stop_at` (seconds since 1970): end after the step that passes it, with a checkpoint. `example`: the
+    answers of a rollout, as text, for a notebook that somebody watches.
+    """
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    checkpoint, complaints = last_good_checkpoint(stage / "checkpoints")
+    for complaint in complaints:
+        say(complaint)
+    trainer.add_callback(_stage_callback(stage, steps, title, stop_at, example))
+    with explain_full_disk(stage):
+        stage.mkdir(parents=True, exist_ok=True)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            kept, _ = last_good_checkpoint(stage / "checkpoints")
+            say(f"\n{title} interrupted: the same call goes on from {kept.name if kept else 'the beginning'}")
+            raise
+        done = trainer.state.global_step
+        if rank() == 0 and done < steps:
+            write_json(stage / STOPPED, {"step": done, "steps": steps, "until": train_until()})
+        if trainer.is_fsdp_enabled:  # else each process would hold on to its part, and nothing be written
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        policy = stage / POLICY
+        with atomic_folder(policy) if rank() == 0 else nullcontext(policy) as folder:
+            folder = Path(first_ones(str(folder)))
+            trainer.save_model(str(folder))  # by all: a sharded model has to be put together
+            if rank() == 0:
+                trainer.processing_class.save_pretrained(str(folder))
+            wait_for_all()
+        if rank() == 0:
+            _forget_pools(stage)
+            if done >= steps:
+                (stage / STOPPED).unlink(missing_ok=True)
+        wait_for_all()
+    if done < steps:
+        say(f"{title} stopped after step {done} of {steps}, its time was up: a run with more hours goes on from there")
+    return policy
+
+
+def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, example: Callable[[], str] | None):
+    from transformers import TrainerCallback
+
+    class StageCallback(TrainerCallback):
+        """Seals checkpoints, appends the log, shows the progress, ends the training when its time is up."""
+
+        def on_train_begin(self, args, state, control, **_):
+            self.progress = StageProgress(title, steps, done=state.global_step)
+            self.log = []
+            self.view = LiveView(title, example) if someone_looks() else None
+            if rank() == 0:
+                for name in (LOG, LOOKS):
+                    _drop_log_after(stage / name, state.global_step)
+                if (stage / LOG).exists():
+                    self.log = read_log(stage)
+
+        def on_step_end(self, args, state, control, **_):
+            self.progress.update(state.global_step)
+            if stop_at is not None and first_ones(time.time() >= stop_at):
+                control.should_save = control.should_training_stop = True
+
+        def on_save(self, args, state, control, **_):
+            wait_for_all()  # every process writes a part of its own
+            if rank() == 0:
+                seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if not logs or "train_runtime" in logs or rank() > 0:
+                return
+            is_look = any(key.startswith("eval_") for key in logs)
+            logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
+            entry = {"step": state.global_step, **{k: round(v, 6) for k, v in logs.items() if _is_kept(k, v)}}
+            with open(stage / (LOOKS if is_look else LOG), "a") as file:
+                file.write(json.dumps(entry) + "\n")
+            if not is_look:
+                self.progress.note(entry)
+                self.log.append(entry)
+                if self.view:
+                    self.view.update(self.log)
+
+        def on_train_end(self, args, state, control, **_):
+            self.progress.close(state.global_step)
+            if self.view:
+                self.view.update(self.log, at_once=True)
+            if "wandb" in args.report_to and rank() == 0:
+                import wandb
+
+                wandb.finish()
+                wandb.teardown()  # the next stage of this process is a run of its own: it reads its settings anew
+
+    return StageCallback()
+
+
+# --- The log ----------------------------------------------------------------------------------
+
+# TRL's own view of the reward is the advantage here, and clipping never acts on fresh rollouts.
+_NOISE = ("reward", "reward_std", "frac_reward_zero_std", "rewards/", "clip_ratio/", "completions/m", "epoch")
+
+
+_NOISE += ("runtime", "samples_per_second", "steps_per_second")
+
+
+_KEPT = ("completions/mean_length",)
+
+
+def _is_kept(key: str, value: object) -> bool:
+    """Is this metric worth a place in the log?"""
+    return isinstance(value, (int, float)) and (key in _KEPT or not any(_matches(key, name) for name in _NOISE))
+
+
+def _matches(key: str, name: str) -> bool:
+    return key.startswith(name) if name.endswith(("/", "/m")) else key == name
+
+
+# --- Both stages ------------------------------------------------------------------------------
+
+
+def _split(field: str, rows: int, micro: int) -> dict:
+    """A batch of `rows` in forward passes of at most `micro` (0: all at once) on each process."""
+    share, rest = divmod(rows, world_size())
+    micro = min(micro or share, share)
+    if rest or not share or share % micro:
+        raise LabError(
+            f"{field}: {rows} rows cannot be split over {world_size()} processes in passes of {micro or 1}: "
+            "change the number of processes, or rl.rollouts, rl.micro_rollouts, sft.batch_rows, sft.micro_rows"
+        )
+    return dict(per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
+
+
+def _on_one_gpu(args):
+    """The arguments of a trainer that keeps a batch together: transformers would split it over all GPUs it sees."""
+    args._n_gpu = min(args._n_gpu, 1)
+    return args
+
+
+def _common_arguments(profile: Profile, stage: Path, seed: int) -> dict:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return dict(
+        output_dir=str(stage / "checkpoints"),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not cuda,
+        bf16=cuda and profile.policy.dtype == "bfloat16",
+        fp16=False,
+        optim="adamw_torch",
+        gradient_checkpointing=bool(profile.policy.lora_rank),
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=7200,
+        save_strategy="steps",
+        save_total_limit=2,
+        logging_strategy="steps",
+        disable_tqdm=True,
+        run_name=f"{profile.name}-{stage.name}-seed{seed}",
+        report_to=["wandb"] if profile.track and _can_track(stage) else [],
+    )
+
+
+def _can_track(stage: Path) -> bool:
+    """Is there a W&B key, or is it to log offline? Then every stage has a W&B run of its own, resumed or not."""
+    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
+        return False
+    if find_spec("wandb") is None:
+        say("a W&B key is set but wandb is not installed: logged to files only (pip install wandb)")
+        return False
+    mark = stage / "wandb_id"
+    if rank() == 0 and not mark.exists():
+        write_bytes(mark, uuid.uuid4().hex[:8].encode())
+    wait_for_all()
+    os.environ.setdefault("WANDB_PROJECT", "vpo-lab")
+    os.environ.update(WANDB_DIR=str(stage), WANDB_RUN_ID=mark.read_text(), WANDB_RESUME="allow")
+    return True
