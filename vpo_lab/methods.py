@@ -1,13 +1,14 @@
 """The methods side by side. VPO is `vpo` below: read it first, then its neighbours.
 
-Every method is a pure function of the reward vectors of one batch:
+A method is a pure function of one batch of reward vectors:
 
     METHODS[name].advantages(rewards_BMD, group_size, rng) -> advantages_B (or advantages_BM)
 
-B rollouts, stored in P groups (the `group_size` = G rollouts of one prompt are neighbours), M
-candidate answers in a rollout, D objectives in [0, 1], K weight draws. The policy gradient then
-weighs every token of rollout b with advantage b; with credit per answer, the tokens of its answer m
-with advantage b, m. numpy only; nothing here knows about models or text.
+Axes: B rollouts in P groups (the `group_size` = G rollouts of one prompt are neighbours), M candidate
+answers in a rollout, D objectives, K weight draws. The policy gradient weighs every token of rollout b
+with advantage b; with credit per answer, the tokens of its answer m with advantage b, m. An objective
+that a prompt does not ask for is NaN in all rollouts of its group, and no method looks at it.
+numpy only; nothing here knows about models or text.
 """
 
 from __future__ import annotations
@@ -15,94 +16,150 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from itertools import combinations
 
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.weights import dirichlet_weights
+from vpo_lab.weights import dirichlet_weights, restrict
 
 EPSILON = 1e-6
+# Ridge penalty of the baseline regression: noise variance of a set reward divided by the prior variance of the
+# coefficients, for rewards in [0, 1].
+RIDGE = 0.1
+# Weight vectors drawn for one batch. Groups beyond MAX_DRAWS / K share blocks of K draws: their noise is far below
+# that of the rollouts, and drawing for each would take longer than the rest of the estimator.
+MAX_DRAWS = 2048
 
-RIDGE = 0.1  # about the noise of a set reward over that of the coefficients: rewards lie in [0, 1]
 
+@dataclass(frozen=True)
+class Batch:
+    """Hold what a method may look at: the reward vectors of one optimizer step.
 
-def group_normalize(scores_B: np.ndarray, group_size: int) -> np.ndarray:
-    """GRPO's advantage: (score - group mean) / (group std + 1e-6), 0 where the group is constant.
-
-    (B,) -> (B,), population std. Source: DeepSeekMath (arXiv 2402.03300); the constants are VPO's.
+    `rewards_BMD` may hold NaN: an objective that is NaN in a whole group was not asked there; any other
+    NaN counts as 0. `truncated_B` marks rollouts that never came to an end and earn nothing as a whole;
+    `goals_PD` holds the preference weights that the prompts of the P groups state.
+    Raises LabError on a wrong shape, a group size that does not divide B, or infinite rewards.
     """
-    scores_PG = scores_B.reshape(-1, group_size)
+
+    rewards_BMD: np.ndarray
+    group_size: int
+    truncated_B: np.ndarray | None = None
+    goals_PD: np.ndarray | None = None
+
+    def __post_init__(self):
+        shape = self.rewards_BMD.shape
+        if len(shape) != 3 or 0 in shape:
+            raise LabError(f"rewards of shape {shape}: expected (B, M, D), none of them 0")
+        if self.group_size < 1 or shape[0] % self.group_size:
+            raise LabError(
+                f"{shape[0]} rollouts cannot be cut into groups of {self.group_size}: "
+                "make the batch a multiple of the group size"
+            )
+        if np.isinf(self.rewards_BMD).any():
+            raise LabError("rewards contain infinity: a task's score() must be finite, or NaN where nothing is asked")
+
+    @property
+    def groups(self) -> int:
+        """P, the number of prompts."""
+        return len(self.rewards_BMD) // self.group_size
+
+    @cached_property
+    def asked_PD(self) -> np.ndarray:
+        """Which objectives the prompt of each group asks for: (P, D) bool."""
+        return ~np.isnan(self.rewards_BMD.reshape(self.groups, -1, self.rewards_BMD.shape[-1])).all(axis=1)
+
+    @cached_property
+    def answers_PGMD(self) -> np.ndarray:
+        """The reward vectors of all answers, 0 where not asked; those of truncated rollouts too."""
+        rewards_BMD = np.nan_to_num(self.rewards_BMD, nan=0.0)
+        return rewards_BMD.reshape(self.groups, self.group_size, *rewards_BMD.shape[1:])
+
+    @cached_property
+    def rewards_PGMD(self) -> np.ndarray:
+        """The same, with nothing for truncated rollouts."""
+        if self.truncated_B is None:
+            return self.answers_PGMD
+        truncated_PG = np.reshape(self.truncated_B, self.answers_PGMD.shape[:2])
+        return np.where(truncated_PG[..., None, None], 0.0, self.answers_PGMD)
+
+    @property
+    def means_PGM(self) -> np.ndarray:
+        """The plain mean of the asked objectives of every answer: the scalar of GRPO."""
+        return self.rewards_PGMD.sum(axis=-1) / np.maximum(self.asked_PD.sum(axis=-1), 1)[:, None, None]
+
+    def draw_weights(self, draws: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
+        """Draw K preference weights per group on its asked objectives: (P, K, D).
+
+        The rollouts of a group share them, so that their noise cancels in the comparison.
+        """
+        groups, objectives = self.asked_PD.shape
+        blocks = min(groups, max(1, MAX_DRAWS // draws))
+        # One sequence cut into blocks: fresh draws for each group at one call's cost.
+        weights_CD = dirichlet_weights(blocks * draws, objectives, alpha=alpha, seed=rng)
+        weights_PKD = np.resize(weights_CD.reshape(blocks, draws, objectives), (groups, draws, objectives))
+        return restrict(weights_PKD, self.asked_PD[:, None])
+
+
+def utilities(rewards_PGMD: np.ndarray, weights_PKD: np.ndarray) -> np.ndarray:
+    """Return w.r of every answer under the weights of its group: (P, G, M, D), (P, K, D) -> (P, G, M, K)."""
+    groups, group_size, answers, objectives = rewards_PGMD.shape
+    utility_PNK = rewards_PGMD.reshape(groups, -1, objectives) @ weights_PKD.swapaxes(-1, -2)
+    return utility_PNK.reshape(groups, group_size, answers, -1)
+
+
+def group_normalize(scores_PG: np.ndarray) -> np.ndarray:
+    """Return GRPO's advantage: (score - group mean) / (group std + 1e-6), 0 where the group is constant.
+
+    (P, G) -> (P, G), population std. Source: DeepSeekMath (arXiv 2402.03300); the constants are VPO's.
+    """
     centered_PG = scores_PG - scores_PG.mean(axis=1, keepdims=True)
     std_P1 = scores_PG.std(axis=1, keepdims=True)
-    return np.where(std_P1 < EPSILON, 0.0, centered_PG / (std_P1 + EPSILON)).reshape(-1)
+    return np.where(std_P1 < EPSILON, 0.0, centered_PG / (std_P1 + EPSILON))
 
 
 # --- VPO --------------------------------------------------------------------------------------
 
 
-def vpo(
-    rewards_BMD,
-    group_size,
-    rng,
-    *,
-    weight_draws=128,
-    alpha=1.0,
-    sampler="sobol",
-    shared_draws=True,
-    diversity=0.0,
-    duplicates="keep",
-    pool=1,
-    credit="set",
-    void_B=None,
-):
-    """Vector Policy Optimization: score the *set*, then do what GRPO does.
+def vpo(batch, rng, *, weight_draws=128, alpha=1.0):
+    """Score every *set* of answers by its best one under random weights, then do what GRPO does: (P, G).
 
-    1. Draw K weightings of the objectives, w ~ Dirichlet(alpha), shared by the group's rollouts:
-       with shared draws their noise cancels in the comparison.
-    2. R(S) = mean over w of max over the M candidates of w.r: a candidate pays if it is the best
-       under *some* weightings, so a set that spans the trade-offs beats M copies of a compromise.
-    3. Normalise R within the group.
-
-    Source: arXiv 2605.22817, K = 100 and alpha = 1 there. Beyond the paper, each off by default here:
-    `pool` = k scores a chain for what it adds to a search over k chains (`max_at_k_credit` under
-    every weighting), `credit="answer"` gives every answer its own advantage (`answer_advantages`),
-    `diversity` adds that much of the candidates' mean L1 distance (`pairwise_l1`) to R.
+    R(S) = mean over w ~ Dirichlet(alpha) of max over the M answers of w.r: an answer pays if it is the
+    best under *some* weights, so a set that spans the trade-offs beats M copies of a compromise.
+    Source: arXiv 2605.22817, K = 100 and alpha = 1 there.
     """
-    if credit not in ("set", "answer") or duplicates not in ("keep", "drop"):
-        raise LabError(f"credit {credit!r} is 'set' or 'answer', duplicates {duplicates!r} 'keep' or 'drop'")
-    n_groups, objectives = len(rewards_BMD) // group_size, rewards_BMD.shape[-1]
-    rewards_PGMD = rewards_BMD.reshape(n_groups, group_size, *rewards_BMD.shape[1:])
-    own = 1 if shared_draws else group_size  # blocks of K draws in a group
-    # One sequence cut into blocks: fresh draws for each group at one call's cost.
-    weights_CD = dirichlet_weights(n_groups * own * weight_draws, objectives, alpha=alpha, method=sampler, seed=rng)
-    weights_PgKD = weights_CD.reshape(n_groups, own, weight_draws, objectives)
-    utility_PGMK = rewards_PGMD @ weights_PgKD.swapaxes(-1, -2)
-    if credit == "set" and pool == 1 and not diversity and void_B is None:  # the paper's VPO
-        set_reward_PG = utility_PGMK.max(axis=2).mean(axis=2)  # as `scalarization.set_reward`
-        return group_normalize(set_reward_PG.reshape(-1), group_size)
+    weights_PKD = batch.draw_weights(weight_draws, alpha, rng)
+    utility_PGMK = utilities(batch.rewards_PGMD, weights_PKD)
+    return group_normalize(utility_PGMK.max(axis=2).mean(axis=2))
 
-    # Beyond the paper: the best of the first m answers, m = 0..M (N of them), so that every prefix has a reward.
+
+# --- Beyond the paper: an advantage per answer, and a search over several chains ----------------
+
+
+def vpo_answers(batch, rng, *, search_k=4, weight_draws=128, alpha=1.0, diversity=0.0):
+    """Give every answer of a set its own advantage: (P, G, M). With `search_k` = 1 for R(S) itself.
+
+    `search_k` = k above 1 scores a chain for what it adds to a search over k chains, under every weight
+    vector (`max_at_k_credit`). `diversity` adds that much of the answers' mean L1 distance to R(S).
+    Ours, not the paper's; derived in notebook 04.
+    """
+    weights_PKD = batch.draw_weights(weight_draws, alpha, rng)
+    utility_PGMK = utilities(batch.answers_PGMD, weights_PKD)
+    # The best of the first n answers, n = 0..M (axis N), so that every prefix has a reward.
     best_PGNK = np.insert(np.maximum.accumulate(utility_PGMK, axis=2), 0, 0.0, axis=2)
     if diversity:
-        best_PGNK[:, :, 1:] += diversity * pairwise_l1(rewards_PGMD, duplicates)[..., None]
-    if void_B is not None:  # rollouts worth nothing as a whole: what their first answers earned stays
-        best_PGNK[:, :, -1][np.reshape(void_B, (n_groups, group_size))] = 0.0
-    best_PGK = best_PGNK[:, :, -1]
-    if pool > 1:
-        if not shared_draws:
-            raise LabError("pool > 1 compares rollouts under the same weightings: it needs shared_draws")
-        best_PGNK = max_at_k_credit(best_PGNK, pool)
-    prefix_reward_PGN = best_PGNK.mean(axis=3)
-    if credit == "answer":
-        others_PG = best_of_others(best_PGK, min(pool, group_size - 1)).mean(axis=2)
-        return answer_advantages(prefix_reward_PGN, others_PG).reshape(rewards_BMD.shape[:2])
-    return group_normalize(prefix_reward_PGN[:, :, -1].reshape(-1), group_size)
+        best_PGNK[:, :, 1:] += diversity * pairwise_l1(batch)[..., None]
+    if batch.truncated_B is not None:  # worth nothing as a whole: what their first answers earned stays
+        best_PGNK[:, :, -1][np.reshape(batch.truncated_B, best_PGNK.shape[:2])] = 0.0
+    others_PG = best_of_others(best_PGNK[:, :, -1], min(search_k, batch.group_size - 1)).mean(axis=2)
+    prefix_reward_PGN = max_at_k_credit(best_PGNK, search_k).mean(axis=3)
+    return answer_advantages(prefix_reward_PGN, others_PG)
 
 
 def answer_advantages(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> np.ndarray:
-    """One advantage per answer: (P, G, M + 1) rewards of the first 0..M answers -> (P, G, M).
+    """Scale the credit of every answer: (P, G, M + 1) rewards of the first 0..M answers -> (P, G, M).
 
     Scaled to a mean square of 1 over the batch: with a scale of its own for every group and answer,
     those would explode where all sets of a group earn the same.
@@ -113,7 +170,7 @@ def answer_advantages(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> n
 
 
 def answer_credit(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> np.ndarray:
-    """The reward of the set less the best guess of it that does not know the answer: (P, G, M).
+    """Return the set's reward minus the best guess of it that does not know the answer: (P, G, M).
 
     The tokens of answer m cannot change what the answers before it earned, nor what other rollouts
     did, so both may be subtracted without a bias:
@@ -135,12 +192,12 @@ def answer_credit(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> np.nd
 
 
 def best_of_others(best_PGK: np.ndarray, k: int) -> np.ndarray:
-    """For every rollout the mean best of k *other* rollouts of its group: (P, G, K) -> (P, G, K), exact."""
+    """Return for every rollout the mean best of k *other* rollouts of its group: (P, G, K) -> (P, G, K), exact."""
     return np.einsum("pgok,o->pgk", _others(best_PGK), _best_shares(best_PGK.shape[1] - 1, k))
 
 
 def max_at_k_credit(best_PGNK: np.ndarray, k: int) -> np.ndarray:
-    """The best of k rollouts of a group that a rollout can expect to be part of, under every weighting.
+    """Return the best of k rollouts of a group that a rollout can expect to be part of, for every weight vector.
 
     (P, G, N, K) -> (P, G, N, K): the mean, over all (k-1)-subsets of the other rollouts, of
     max(x, best of the subset), for every value x of a rollout along N; the others are worth their
@@ -150,7 +207,7 @@ def max_at_k_credit(best_PGNK: np.ndarray, k: int) -> np.ndarray:
     """
     group_size = best_PGNK.shape[1]
     if not 1 <= k <= group_size:
-        raise LabError(f"a pool of {k} rollouts: between 1 and the group size {group_size}")
+        raise LabError(f"search_k or at_k = {k} rollouts: between 1 and the group size {group_size}")
     if k == 1:
         return best_PGNK
     others_PGOK = _others(best_PGNK[:, :, -1])
@@ -174,121 +231,110 @@ def _best_shares(n: int, k: int) -> np.ndarray:
     return np.array([math.comb(i, k - 1) for i in range(n)]) / math.comb(n, k)
 
 
-def pairwise_l1(rewards_PGMD: np.ndarray, duplicates: str = "keep") -> np.ndarray:
-    """Mean L1 distance / D over the pairs of the first m candidates' vectors: (P, G, M, D) -> (P, G, M).
+def pairwise_l1(batch: Batch) -> np.ndarray:
+    """Return the mean L1 distance / D over the pairs of the first m answers' reward vectors: (P, G, M) in [0, 1].
 
-    The last entry is the bonus of the set. `duplicates="drop"` takes the mean over distinct vectors:
-    repeating one costs nothing, with "keep" it counts as pairs of distance 0. In [0, 1].
+    The last entry is the bonus of the set; D counts the asked objectives.
     """
-    m = rewards_PGMD.shape[2]
+    rewards_PGMD = batch.answers_PGMD
+    asked_P11 = np.maximum(batch.asked_PD.sum(axis=-1), 1)[:, None]
     total_PGM = np.zeros(rewards_PGMD.shape[:3])
-    pairs_PGM = np.zeros(rewards_PGMD.shape[:3])
-    new_PGM = np.ones(rewards_PGMD.shape[:3], dtype=bool)
-    for i, j in combinations(range(m), 2):
-        if duplicates == "drop":
-            new_PGM[:, :, j] &= np.abs(rewards_PGMD[:, :, i] - rewards_PGMD[:, :, j]).max(axis=-1) > EPSILON
-    for i, j in combinations(range(m), 2):
-        counts_PG = new_PGM[:, :, i] & new_PGM[:, :, j]
-        distance_PG = np.abs(rewards_PGMD[:, :, i] - rewards_PGMD[:, :, j]).mean(axis=-1)
-        total_PGM[:, :, j:] += (distance_PG * counts_PG)[..., None]
-        pairs_PGM[:, :, j:] += counts_PG[..., None]
-    return total_PGM / np.maximum(pairs_PGM, 1)
+    for i, j in combinations(range(rewards_PGMD.shape[2]), 2):
+        distance_PG = np.abs(rewards_PGMD[:, :, i] - rewards_PGMD[:, :, j]).sum(axis=-1) / asked_P11
+        total_PGM[:, :, j:] += distance_PG[..., None]
+    pairs_M = np.arange(rewards_PGMD.shape[2]) * np.arange(1, rewards_PGMD.shape[2] + 1) / 2
+    return total_PGM / np.maximum(pairs_M, 1)
 
 
 # --- Its neighbours ---------------------------------------------------------------------------
 
 
-def grpo(rewards_BMD, group_size, rng):
-    """GRPO on one number: the plain mean of the objectives (and of the answers, if there are several)."""
-    return group_normalize(rewards_BMD.mean(axis=(1, 2)), group_size)
+def grpo(batch, rng):
+    """Compare single numbers, the plain mean of objectives and answers: GRPO (arXiv 2402.03300), (P, G)."""
+    return group_normalize(batch.means_PGM.mean(axis=2))
 
 
-def gdpo(rewards_BMD, group_size, rng):
-    """GDPO (arXiv 2601.05242): z-score every objective in its group, sum, whiten over the batch."""
-    z_DB = [group_normalize(rewards_B, group_size) for rewards_B in rewards_BMD.mean(axis=1).T]
-    total_B = np.sum(z_DB, axis=0)
-    return total_B / (total_B.std() + EPSILON) if total_B.std() > EPSILON else np.zeros(len(total_B))
+def gdpo(batch, rng):
+    """Z-score every objective in its group, sum, whiten over the batch: GDPO (arXiv 2601.05242), (P, G)."""
+    total_PG = sum(group_normalize(scores_PG) for scores_PG in np.moveaxis(batch.rewards_PGMD.mean(axis=2), -1, 0))
+    return total_PG / (total_PG.std() + EPSILON) if total_PG.std() > EPSILON else np.zeros_like(total_PG)
 
 
-def maxrl(rewards_BMD, group_size, rng):
-    """MaxRL (arXiv 2602.02710): divide by the group's mean, so that rare successes weigh more."""
-    scores_PG = rewards_BMD.mean(axis=(1, 2)).reshape(-1, group_size)
+def maxrl(batch, rng):
+    """Divide by the group's mean, so that rare successes weigh more: MaxRL (arXiv 2602.02710), (P, G)."""
+    scores_PG = batch.means_PGM.mean(axis=2)
     mean_P1 = scores_PG.mean(axis=1, keepdims=True)
-    return ((scores_PG - mean_P1) / (mean_P1 + EPSILON)).reshape(-1)
+    return (scores_PG - mean_P1) / (mean_P1 + EPSILON)
 
 
-def max_at_k(rewards_BMD, group_size, rng, *, at_k=0):
-    """Max@k training (PKPO, arXiv 2505.15201, 2510.23393): what a sample adds to the best of k samples.
+def max_at_k(batch, rng, *, at_k=0):
+    """Pay a sample for what it adds to the best of k samples: PKPO (arXiv 2505.15201, 2510.23393), (P, G).
 
     The scalar is the plain mean, `at_k` 0 means half of the group: max(2, G // 2).
     """
-    scores_PG11 = rewards_BMD.mean(axis=(1, 2)).reshape(-1, group_size, 1, 1)
-    credit_PG11 = max_at_k_credit(scores_PG11, at_k or max(2, group_size // 2))
-    return group_normalize(credit_PG11.reshape(-1), group_size)
+    scores_PG11 = batch.means_PGM.mean(axis=2)[..., None, None]
+    return group_normalize(max_at_k_credit(scores_PG11, at_k or max(2, batch.group_size // 2))[..., 0, 0])
 
 
-def multi_rlvr(rewards_BMD, group_size, rng):
-    """Multi-RLVR (arXiv 2603.24844): several answers, a fixed scalar, summed over the answers."""
-    return group_normalize(rewards_BMD.mean(axis=2).sum(axis=1), group_size)
+def multi_rlvr(batch, rng):
+    """Sum a fixed scalar over several answers: Multi-RLVR (arXiv 2603.24844), (P, G)."""
+    return group_normalize(batch.means_PGM.sum(axis=2))
 
 
-def random_weights(rewards_BMD, group_size, rng):
-    """One answer, one w ~ Dirichlet(1) per group in the reward only: an ablation of VPO.
+def random_weights(batch, rng):
+    """Draw one w ~ Dirichlet(1) per group for the reward of single answers: an ablation of VPO, (P, G).
 
     The control that asks whether random weights alone, without sets, keep a policy diverse.
     """
-    weights_PD = rng.dirichlet(np.ones(rewards_BMD.shape[-1]), size=len(rewards_BMD) // group_size)
-    return goal_conditioned(rewards_BMD, group_size, rng, goals_PD=weights_PD)
+    return goal_conditioned(replace(batch, goals_PD=rng.dirichlet(np.ones(batch.asked_PD.shape[1]), batch.groups)), rng)
 
 
-def goal_conditioned(rewards_BMD, group_size, rng, *, goals_PD=None):
-    """One answer, one w ~ Dirichlet(1) per group that the prompt states too: a policy to be steered.
-
-    `goals_PD` are the weightings that the prompts of the P groups name.
-    """
-    if goals_PD is None:
-        raise LabError("goal_conditioned needs the weightings in the prompts: goals_PD of shape (P, D)")
-    weights_BD = np.repeat(goals_PD, group_size, axis=0)
-    return group_normalize((rewards_BMD.mean(axis=1) * weights_BD).sum(axis=1), group_size)
+def goal_conditioned(batch, rng):
+    """Weigh the objectives as the prompt says, one answer per rollout: a policy to be steered, (P, G)."""
+    if batch.goals_PD is None:
+        raise LabError("goal_conditioned needs the weights in the prompts: goals_PD of shape (P, D)")
+    weights_PD = restrict(np.asarray(batch.goals_PD, dtype=float), batch.asked_PD)
+    return group_normalize((batch.rewards_PGMD.mean(axis=2) * weights_PD[:, None]).sum(axis=-1))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named way to turn reward vectors into advantages.
+    """Name a way to turn reward vectors into advantages.
 
-    `multi_answer`: M answers in a rollout; `states_goal`: the prompt names the weighting.
+    `label` is what figures and tables call it. `multi_answer`: M answers in a rollout; `states_goal`: the
+    prompt names the weights.
     """
 
     name: str
+    label: str
     estimator: Callable
-    multi_answer: bool
+    multi_answer: bool = False
     options: tuple[tuple[str, object], ...] = ()
     states_goal: bool = False
 
-    def advantages(self, rewards: np.ndarray, group_size: int, rng: np.random.Generator) -> np.ndarray:
-        """(B, M, D) -> (B,), or (B, M) with credit per answer.
+    def advantages(
+        self,
+        rewards: np.ndarray,
+        group_size: int,
+        rng: np.random.Generator,
+        truncated: np.ndarray | None = None,
+        goals: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the advantages of a batch: (B, M, D) -> (B,), or (B, M) with credit per answer.
 
-        Raises LabError on a wrong shape or on values that are not finite.
+        `truncated` (B,) and `goals` (P, D) are those of `Batch`. Raises LabError as `Batch` does.
         """
-        rewards = np.asarray(rewards, dtype=float)
-        if rewards.ndim != 3 or 0 in rewards.shape:
-            raise LabError(f"rewards of shape {rewards.shape}: expected (B, M, D), none of them 0")
-        if group_size < 1 or len(rewards) % group_size:
-            raise LabError(
-                f"{len(rewards)} rollouts cannot be cut into groups of {group_size}: "
-                "make the batch a multiple of the group size"
-            )
-        if not np.isfinite(rewards).all():
-            raise LabError("rewards contain NaN or infinity: a task's score() must be finite")
-        return self.estimator(rewards, group_size, rng, **dict(self.options))
+        batch = Batch(np.asarray(rewards, dtype=float), group_size, truncated, goals)
+        advantages = self.estimator(batch, rng, **dict(self.options))
+        return advantages.reshape(-1, *advantages.shape[2:])
 
     @property
     def option_names(self) -> list[str]:
-        """The options of the estimator, e.g. "weight_draws" of VPO."""
+        """List the options of the estimator, e.g. "weight_draws" of VPO."""
         return [p.name for p in signature(self.estimator).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
     def with_options(self, **options) -> Method:
-        """The same method with options of its estimator fixed, e.g. `weight_draws=8` for VPO.
+        """Return the same method with options of its estimator fixed, e.g. `weight_draws=8` for VPO.
 
         Raises LabError on an option that the estimator does not have.
         """
@@ -299,26 +345,33 @@ class Method:
         return replace(self, options=tuple({**dict(self.options), **options}.items()))
 
 
+# Under these options all weights are the plain mean: M answers, but a scalar. The control that tells a set from a
+# vector.
+_MEAN = (("alpha", math.inf), ("weight_draws", 1))
+_OWN = ("search_k", 1)
+
+# The one list of methods, in the order of tables and legends.
 METHODS = {
     method.name: method
     for method in (
-        Method("vpo", vpo, multi_answer=True),
-        Method("vpo_pool", vpo, multi_answer=True, options=(("pool", 4),)),
-        # The cell of the 2x2 that is neither: M answers, a fixed scalar. All weightings are the mean.
-        Method("best_of_set", vpo, multi_answer=True, options=(("alpha", math.inf), ("weight_draws", 1))),
-        Method("multi_rlvr", multi_rlvr, multi_answer=True),
-        Method("grpo", grpo, multi_answer=False),
-        Method("gdpo", gdpo, multi_answer=False),
-        Method("maxrl", maxrl, multi_answer=False),
-        Method("max_at_k", max_at_k, multi_answer=False),
-        Method("random_weights", random_weights, multi_answer=False),
-        Method("goal_conditioned", goal_conditioned, multi_answer=False, states_goal=True),
+        Method("grpo", "GRPO", grpo),
+        Method("gdpo", "GDPO", gdpo),
+        Method("maxrl", "MaxRL", maxrl),
+        Method("max_at_k", "max@k", max_at_k),
+        Method("random_weights", "random weights", random_weights),
+        Method("goal_conditioned", "goal-conditioned", goal_conditioned, states_goal=True),
+        Method("multi_rlvr", "Multi-RLVR", multi_rlvr, multi_answer=True),
+        Method("best_of_set", "best of set", vpo, multi_answer=True, options=_MEAN),
+        Method("best_of_set_credit", "best of set, credit", vpo_answers, multi_answer=True, options=(*_MEAN, _OWN)),
+        Method("vpo", "VPO", vpo, multi_answer=True),
+        Method("vpo_credit", "VPO, credit", vpo_answers, multi_answer=True, options=(_OWN,)),
+        Method("vpo_search", "VPO, search", vpo_answers, multi_answer=True),
     )
 }
 
 
 def get_method(name: str) -> Method:
-    """The method of that name; LabError that lists the known ones if there is none."""
+    """Return the method of that name; LabError that lists the known ones if there is none."""
     if name not in METHODS:
         raise LabError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""Reward vectors under weightings: the simplex, w.r, the set reward, the winners. numpy only.
+"""Reward vectors under preference weights: the simplex, w.r, the set reward, the winners. numpy only.
 
 Axes: M candidates of a set, D objectives, K weight draws; `...` is any number of leading axes.
 """
@@ -13,7 +13,7 @@ from vpo_lab.errors import LabError
 def dirichlet_weights(
     n: int, d: int, alpha: float = 1.0, method: str = "sobol", seed: int | np.random.Generator = 0
 ) -> np.ndarray:
-    """Draw `n` weightings of `d` objectives from the symmetric Dirichlet(alpha).
+    """Draw `n` weight vectors for `d` objectives from the symmetric Dirichlet(alpha).
 
     `method` "iid" draws them independently; "sobol" maps a scrambled Sobol sequence through the
     gamma quantile, which spreads the draws evenly and lowers the noise of their mean. alpha = inf
@@ -57,23 +57,45 @@ def _sobol_gammas(n: int, d: int, alpha: float, rng: np.random.Generator) -> np.
 
 
 def draw_goal(d: int, rng: np.random.Generator) -> np.ndarray:
-    """A weighting in whole tenths, uniform on that grid of the simplex: (d,) integers that sum to 10.
+    """Draw weights in whole tenths, uniform on that grid of the simplex: (d,) integers that sum to 10.
 
     For prompts that state it: what a policy is told is then exactly what it is paid for.
     """
     return rng.multinomial(10, rng.dirichlet(np.ones(d)))
 
 
+def restrict(weights: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return the weights on the asked objectives alone, rows summing to 1 again; 0 elsewhere.
+
+    weights (..., D), asked bool (..., D) that broadcasts. Dirichlet(alpha) weights stay Dirichlet(alpha) on
+    the asked objectives. Where nothing is left of a row, the asked objectives share it equally.
+    """
+    if np.all(asked):
+        return weights
+    kept = np.where(asked, weights, 0.0)
+    kept = np.where(kept.sum(axis=-1, keepdims=True) > 0, kept, np.broadcast_to(asked, kept.shape))
+    return kept / np.maximum(kept.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
+
+
 def scalarize(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """w.r of every candidate under every weighting: (..., M, D), (..., K, D) -> (..., K, M)."""
-    return np.asarray(weights) @ np.swapaxes(np.asarray(rewards), -1, -2)
+    """Return w.r of every candidate under every weight vector: (..., M, D), (..., K, D) -> (..., K, M).
+
+    An objective that is NaN for all M candidates was not asked: the weights are restricted to the others.
+    Any other NaN counts as 0.
+    """
+    rewards, weights = np.asarray(rewards, dtype=float), np.asarray(weights, dtype=float)
+    if np.isnan(rewards).any():
+        weights = restrict(weights, ~np.isnan(rewards).all(axis=-2, keepdims=True))
+        rewards = np.nan_to_num(rewards, nan=0.0)
+    return weights @ np.swapaxes(rewards, -1, -2)
 
 
 def set_reward(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The set reward of VPO: the mean over K weightings of the best w.r among M candidates.
+    """Return the set reward of VPO: the mean over K weight vectors of the best w.r among M candidates.
 
     rewards (..., M, D), weights (K, D) or with leading axes that broadcast -> (...), in the range
-    of the rewards. Source: R(S) = E_{w~Dir(alpha)}[max_{y in S} w.r(y)], arXiv 2605.22817.
+    of the rewards. NaN means what it does in `scalarize`. Raises LabError on shapes that do not fit.
+    Source: R(S) = E_{w~Dir(alpha)}[max_{y in S} w.r(y)], arXiv 2605.22817.
     """
     rewards, weights = np.asarray(rewards, dtype=float), np.asarray(weights, dtype=float)
     if rewards.ndim < 2 or rewards.shape[-2] < 1:
@@ -82,11 +104,14 @@ def set_reward(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
         raise LabError(f"weights of shape {weights.shape}: expected (K, D) with K >= 1")
     if rewards.shape[-1] != weights.shape[-1]:
         raise LabError(f"rewards have D = {rewards.shape[-1]} objectives, weights {weights.shape[-1]}: make them equal")
+    if np.isnan(rewards).any():
+        weights = restrict(weights, ~np.isnan(rewards).all(axis=-2, keepdims=True))
+        rewards = np.nan_to_num(rewards, nan=0.0)
     # K last: a maximum over a short last axis is several times slower.
     return (rewards @ np.swapaxes(weights, -1, -2)).max(axis=-2).mean(axis=-1)
 
 
 def winners(rewards: np.ndarray, weights: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
-    """Which candidates are best under each weighting, ties all True: (M, D), (K, D) -> bool (K, M)."""
+    """Tell which candidates are best under each weight vector, ties all True: (M, D), (K, D) -> bool (K, M)."""
     scores_KM = scalarize(rewards, weights)
     return scores_KM >= scores_KM.max(axis=-1, keepdims=True) - tolerance
