@@ -4,6 +4,8 @@ from itertools import combinations
 
 import numpy as np
 
+from vpo_lab.tasks import each
+
 FOODS = {  # how cheap, tasty and healthy, out of 10
     "🍞": (10, 2, 1), "🍚": (10, 1, 2), "🥔": (9, 3, 2), "🍜": (10, 3, 0), "🥕": (8, 1, 6), "🍲": (5, 6, 5),
     "🍕": (3, 9, 1), "🍰": (2, 10, 0), "🥓": (3, 9, 0), "🍟": (4, 9, 0), "🧀": (3, 8, 2),
@@ -13,16 +15,19 @@ SPLITS = {"test": slice(0, 200), "train": slice(200, 2200)}  # of all kitchens, 
 REQUEST = "In the kitchen: {}\nChoose three of them for lunch. Answer with their three symbols."
 
 
+def score_lunch(answer, gold):
+    """Score any text: (3,), each in [0, 1]. What is not in the kitchen counts nothing."""
+    lunch = answer.strip()
+    if len(lunch) != 3 or len(set(lunch)) != 3 or not set(lunch) <= set(FOODS):
+        return np.zeros(3)  # not three foods
+    return np.mean([FOODS[food] if food in gold else (0, 0, 0) for food in lunch], axis=0) / 10
+
+
 class MyTask:
     name = "my_task"
     objectives = ("cheap", "tasty", "healthy")
 
-    def score(self, answer, gold):
-        """Any text -> (3,), each in [0, 1]. What is not in the kitchen counts nothing."""
-        lunch = answer.strip()
-        if len(lunch) != 3 or len(set(lunch)) != 3 or not set(lunch) <= set(FOODS):
-            return np.zeros(3)  # not three foods
-        return np.mean([FOODS[food] if food in gold else (0, 0, 0) for food in lunch], axis=0) / 10
+    score = staticmethod(each(score_lunch))  # a batch of answers and rows -> (n, 3)
 
     def load(self, path=None, split="train"):
         """The rows, the same every time. Gold is what `score` must know of a request: here the kitchen."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.weights import set_reward
+from vpo_lab.weights import restrict, set_reward
 
 
 def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -103,7 +104,7 @@ def expected_utility(rewards: np.ndarray, weights: np.ndarray) -> float | np.nda
     rewards (n, D), weights (K, D) -> float, (..., n, D) -> (...), in the range of the rewards. Raises
     LabError on shapes that do not fit or values that are not finite. Source: Zintgraf et al., 2015.
     """
-    rewards, weights = _finite(rewards, "rewards", ("n", "D")), _finite(weights, "weights", ("K", "D"))
+    rewards, weights = _vectors(rewards, ("n", "D")), _finite(weights, "weights", ("K", "D"))
     return _plain(set_reward(rewards, weights))
 
 
@@ -113,11 +114,14 @@ def chain_expected_utility_at_k(rewards: np.ndarray, weights: np.ndarray, k: int
     rewards (C, M, D), weights (K, D) -> float, (..., C, M, D) -> (...). Single answers are M = 1.
     Raises LabError as `chain_best_at_k` does.
     """
-    rewards = _finite(rewards, "rewards", ("C", "M", "D"))
+    rewards = _vectors(rewards, ("C", "M", "D"))
     weights_KD = _finite(weights, "weights", ("K", "D"))
     if weights_KD.ndim != 2 or rewards.shape[-1] != weights_KD.shape[-1]:
         raise LabError(f"weights of shape {weights_KD.shape}: expected (K, {rewards.shape[-1]})")
-    scores = np.moveaxis(rewards @ weights_KD.T, -1, -3)  # (..., K, C, M)
+    asked = ~np.isnan(rewards).all(axis=(-3, -2))  # (..., D)
+    weights = restrict(weights_KD, asked[..., None, :])  # (K, D), or (..., K, D) where requests ask for different ones
+    rewards = np.nan_to_num(rewards, nan=0.0)
+    scores = np.moveaxis(rewards @ np.swapaxes(weights, -1, -2)[..., None, :, :], -1, -3)  # (..., K, C, M)
     return _plain(np.mean(chain_best_at_k(scores, k), axis=-1))
 
 
@@ -128,12 +132,13 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     adds 0. Fix the reference beforehand and report it. Exact, and slow beyond D = 8 or so. Raises
     LabError on wrong shapes or values that are not finite. Source: moocore.
     """
-    points, reference = _finite(points, "points", ("n", "D")), _finite(reference, "reference", ("D",))
+    points, reference = _vectors(points, ("n", "D")), _finite(reference, "reference", ("D",))
     if points.ndim != 2 or reference.shape != points.shape[-1:]:
         raise LabError(f"points of shape {points.shape}, reference {reference.shape}: expected (n, D), (D,)")
     import moocore
 
-    return float(moocore.hypervolume(points, ref=reference, maximise=True))
+    asked_D = ~np.isnan(points).all(axis=0)
+    return float(moocore.hypervolume(_filled(points)[:, asked_D], ref=reference[asked_D], maximise=True))
 
 
 def pareto_optimal(points: np.ndarray) -> np.ndarray:
@@ -142,12 +147,12 @@ def pareto_optimal(points: np.ndarray) -> np.ndarray:
     points (n, D) -> bool (n,). More than `scalarization.winners` finds: a point in a concave part of
     the front is optimal and wins under no weighting. Raises LabError as `hypervolume` does.
     """
-    points = _finite(points, "points", ("n", "D"))
+    points = _vectors(points, ("n", "D"))
     if points.ndim != 2:
         raise LabError(f"points of shape {points.shape}: expected (n, D)")
     import moocore
 
-    return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True), dtype=bool)
+    return np.asarray(moocore.is_nondominated(_filled(points), maximise=True, keep_weakly=True), dtype=bool)
 
 
 def reward_diversity(rewards: np.ndarray) -> float | np.ndarray:
@@ -155,7 +160,7 @@ def reward_diversity(rewards: np.ndarray) -> float | np.ndarray:
 
     rewards (n, D) -> float, (..., n, D) -> (...), in [0, D] for rewards in [0, 1].
     """
-    rewards = _finite(rewards, "rewards", ("n", "D"))
+    rewards = _filled(_vectors(rewards, ("n", "D")))
     n = rewards.shape[-2]
     ascending = np.sort(rewards, axis=-2)
     # sum_{i<j} |x_i - x_j| = sum_j (2j-n-1) x_(j), folded in half so that equal values give exactly 0.
@@ -177,15 +182,35 @@ def objective_collinearity(rewards: np.ndarray) -> np.ndarray:
     An objective that is constant correlates with nothing: nan off the diagonal. Where the mean is above
     about .8, VPO has little to gain over a scalar. Raises LabError on n < 2 or values not finite.
     """
-    rewards_nD = _finite(rewards, "rewards", ("n", "D"))
+    rewards_nD = _vectors(rewards, ("n", "D"), whole=False)
     if rewards_nD.ndim != 2 or len(rewards_nD) < 2:
         raise LabError(f"rewards of shape {rewards_nD.shape}: expected (n, D) with n >= 2")
+    if np.isnan(rewards_nD).any():
+        return _pairwise_correlation(rewards_nD)
     spread_D = np.ptp(rewards_nD, axis=0)  # exactly 0 for a constant, as a computed deviation is not
     centered_nD = (rewards_nD - rewards_nD.mean(axis=0)) / np.where(spread_D == 0, np.nan, spread_D)
     unit_nD = centered_nD / np.sqrt((centered_nD**2).sum(axis=0))
     correlation_DD = np.clip(unit_nD.T @ unit_nD, -1.0, 1.0)
     np.fill_diagonal(correlation_DD, 1.0)
     return correlation_DD
+
+
+def _pairwise_correlation(rewards_nD: np.ndarray) -> np.ndarray:
+    """Correlate each two objectives over the rows that ask for both, nan where fewer than two do."""
+    d = rewards_nD.shape[1]
+    correlation_DD = np.eye(d)
+    for i, j in combinations(range(d), 2):
+        both = rewards_nD[~np.isnan(rewards_nD[:, [i, j]]).any(axis=1)][:, [i, j]]
+        pair = objective_collinearity(both)[0, 1] if len(both) > 1 else np.nan
+        correlation_DD[i, j] = correlation_DD[j, i] = pair
+    return correlation_DD
+
+
+def mean_reward(rewards: np.ndarray) -> np.ndarray:
+    """Return the plain mean of the objectives that are asked (not NaN), the scalar of GRPO: (..., D) -> (...)."""
+    rewards = np.asarray(rewards, dtype=float)
+    asked = ~np.isnan(rewards)
+    return rewards.mean(axis=-1) if asked.all() else _filled(rewards).sum(axis=-1) / np.maximum(asked.sum(axis=-1), 1)
 
 
 # --- Intervals --------------------------------------------------------------------------------
@@ -250,6 +275,21 @@ def _finite(values: np.ndarray, name: str, axes: tuple[str, ...]) -> np.ndarray:
     if not np.isfinite(values).all():
         raise LabError(f"{name} contain NaN or infinity: every candidate needs a finite score")
     return values
+
+
+def _vectors(values: np.ndarray, axes: tuple[str, ...], whole: bool = True) -> np.ndarray:
+    """Return reward vectors as a float array with at least these axes; NaN in all of them: an objective not asked."""
+    values = np.asarray(values, dtype=float)
+    missing = np.isnan(values)
+    _finite(np.where(missing, 0.0, values), "rewards", axes)
+    over = tuple(range(-len(axes), -1))
+    if whole and (missing.any(axis=over) != missing.all(axis=over)).any():
+        raise LabError("rewards contain NaN for some candidates only: NaN means not asked, give 0 to a bad answer")
+    return values
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values, nan=0.0)
 
 
 def _budget(k: int, limit: int, pool: str) -> int:

@@ -13,12 +13,12 @@ from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import METHODS
+from vpo_lab.metrics import mean_reward
 from vpo_lab.runs import POLICY, pool_path
 from vpo_lab.show.live import StageProgress
-from vpo_lab.tasks import Task, get_task
+from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import candidates_of, load_rows, render_prompt, some_goal
-from vpo_lab.train.rollouts import score_rollouts
 from vpo_lab.train.sampling import sample
 
 SOLVED = 1 - 1e-9
@@ -42,16 +42,18 @@ class Pool:
 
     @property
     def scalar_NCM(self) -> np.ndarray:
-        """The mean of the objectives: what GRPO trains on and best@k is measured in."""
-        return self.rewards_NCMD.mean(axis=3)
+        """The mean of the asked objectives: what GRPO trains on and best@k is measured in."""
+        return mean_reward(self.rewards_NCMD)
 
     @property
     def solved_NCM(self) -> np.ndarray:
-        """1.0 where every objective is 1."""
-        return (self.rewards_NCMD >= SOLVED).all(axis=3).astype(float)
+        """1.0 where every asked objective is 1."""
+        unasked_NCMD = np.isnan(self.rewards_NCMD)
+        return ((self.rewards_NCMD >= SOLVED) | unasked_NCMD).all(axis=3).astype(float)
 
     def save(self, path: Path) -> None:
         """Write the pool as gzipped JSON, atomically."""
+        rewards = np.round(self.rewards_NCMD, 6)
         write_json(
             path,
             {
@@ -60,7 +62,10 @@ class Pool:
                 "objectives": self.objectives,
                 "ids": self.ids,
                 "answers": self.answers,
-                "rewards": np.round(self.rewards_NCMD, 6).tolist(),
+                # null in the file, NaN here: an objective that the request does not ask for
+                "rewards": np.where(np.isnan(rewards), None, rewards).tolist()
+                if np.isnan(rewards).any()
+                else rewards.tolist(),
                 "tokens": self.tokens_NC.tolist(),
             },
         )
@@ -151,8 +156,7 @@ def sample_pool(
         on_progress=progress.update,
     )
     progress.close()
-    golds = [row["gold"] for row in rows for _ in range(chains)]
-    rewards_BMD = score_rollouts(task, texts, golds, m)
+    rewards_BMD = score_chains(task, texts, [row for row in rows for _ in range(chains)], m)
     answers = [split_chain(text, m) for text in texts]
     return Pool(
         name=name,

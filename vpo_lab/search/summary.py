@@ -75,7 +75,9 @@ def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
         raise LabError(f"k = {k}: between 1 and the {pool.rewards_NCMD[0, :, :, 0].size} candidates of the pool")
     ratios = np.zeros((len(pool.ids), sets))
     for n, row_id in enumerate(pool.ids):
-        whole = hypervolume(task.front(golds[row_id]), reference_D)
+        front_PD = task.front(golds[row_id])
+        unasked_D = np.isnan(pool.rewards_NCMD[n]).all(axis=(0, 1))
+        whole = hypervolume(np.where(unasked_D, np.nan, front_PD), reference_D)
         for s in range(sets):
             points_kD = pool.rewards_NCMD[n, s * chains : (s + 1) * chains].reshape(-1, len(pool.objectives))[:k]
             ratios[n, s] = hypervolume(np.unique(points_kD, axis=0), reference_D) / whole
@@ -113,13 +115,18 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
             str(k): {**{metric: interval(at_k(pool, metric, k)) for metric in METRICS}, "tokens": tokens_at_k(pool, k)}
             for k in budgets
         },
-        "objectives": {name: interval(flat_NnD[:, :, d].mean(axis=1)) for d, name in enumerate(pool.objectives)},
+        "objectives": {name: interval(_asked(flat_NnD[:, :, d])) for d, name in enumerate(pool.objectives)},
         # An answer was found for this share of the candidates: what damaged tags cost.
         "parse_rate": interval(np.array([np.mean([text != "" for text in texts]) for texts in texts_N])),
         "set_diversity": interval(reward_diversity(flat_NnD)),
         "distinct_answers": interval(distinct_answers(pool)),
         "quality_by_position": [interval(pool.scalar_NCM[:, :, j].mean(axis=1)) for j in range(pool.m)],
     }
+
+
+def _asked(rewards_Nn: np.ndarray) -> np.ndarray:
+    """Return the mean of one objective for each request that asks for it."""
+    return rewards_Nn[~np.isnan(rewards_Nn).any(axis=1)].mean(axis=1)
 
 
 def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:

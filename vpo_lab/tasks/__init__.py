@@ -8,32 +8,68 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from vpo_lab.chains import split_chain
 from vpo_lab.errors import LabError
-from vpo_lab.tasks.check import OwnTask, _line
 
 
 class Task(Protocol):
-    """What a task offers. A row is {"id": str, "prompt": [messages], "gold": str}."""
+    """Say what a task offers. A row is {"id": str, "prompt": [messages], "gold": str, ...}.
+
+    Optional: `ceiling(k)`, `front(gold)` and `reference`, `short(answer)` and `picture` for the explorer.
+    """
 
     name: str
     objectives: tuple[str, ...]  # D names
 
-    def score(self, answer: str, gold: str) -> np.ndarray:
-        """The reward vector of one answer: (D,), each in [0, 1]. Never raises, whatever the text."""
+    def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
+        """Return the reward vectors of n answers to n rows: (n, D), each in [0, 1].
+
+        NaN where a row does not ask for an objective, the same for every answer to it. Never raises,
+        whatever the texts. `each` makes this of a function that scores one answer.
+        """
 
     def load(self, path: str | None = None, split: str = "train") -> list[dict]:
-        """The rows of "train" or "test"; `path` overrides the task's own source."""
+        """Return the rows of "train" or "test"; `path` overrides the task's own source."""
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """`n` imperfect answers that a warmup may imitate, distinct where the task allows."""
+        """Return `n` imperfect answers that a warmup may imitate, distinct where the task allows."""
+
+
+def each(score_one: Callable[[str, str], np.ndarray]) -> Callable[[Sequence[str], Sequence[dict]], np.ndarray]:
+    """Make the batched `score(answers, rows)` of a function that scores one answer: (answer, gold) -> (D,).
+
+    A small policy repeats itself: equal pairs of answer and gold are scored once.
+    """
+
+    def score(answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
+        pairs = [(answer, row["gold"]) for answer, row in zip(answers, rows, strict=True)]
+        known = {pair: score_one(*pair) for pair in dict.fromkeys(pairs)}
+        return np.array([known[pair] for pair in pairs], dtype=float)
+
+    return score
+
+
+def score_chains(task: Task, completions: Sequence[str], rows: Sequence[dict], m: int) -> np.ndarray:
+    """Return the reward vectors of B completions of M answers to B rows: (B, M, D), NaN where not asked.
+
+    A missing answer is worth 0 in every objective that its row asks for.
+    """
+    chains = [split_chain(completion, m) for completion in completions]
+    flat = [answer for chain in chains for answer in chain]
+    rewards_ND = np.asarray(task.score(flat, [row for row in rows for _ in range(m)]), dtype=float)
+    missing_N = np.array([not answer for answer in flat])
+    rewards_ND[missing_N[:, None] & ~np.isnan(rewards_ND)] = 0.0
+    return rewards_ND.reshape(len(chains), m, len(task.objectives))
 
 
 _TASKS = {
@@ -45,10 +81,12 @@ _TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name, or a class of yours as "path/to/file.py:Class" or "module:Class", see `OwnTask`.
+    """Return the task of that name, or a class of yours as "path/to/file.py:Class" or "module:Class".
 
     A relative path is looked for in the current folder (or TASK_FOLDER), then in the repository; a module
-    where Python looks, then there. LabError that lists the known tasks, or says what a class lacks.
+    where Python looks, then there. Your task is named by what it was loaded by, so that a saved pool finds
+    it again. LabError that lists the known tasks, or says why a class cannot be made; whether a task is
+    sound is asked once, by `check.check_task`.
     """
     if name in _TASKS:
         module, _, cls = _TASKS[name].partition(":")
@@ -58,16 +96,19 @@ def get_task(name: str) -> Task:
         raise LabError(
             f"unknown task {name!r}: choose one of {', '.join(_TASKS)}, or a class of your own as FILE.py:CLASS"
         )
-    return OwnTask(name, _load_class(where, cls))
+    own = _load_class(where, cls)
+    try:
+        task = own()
+        task.name = name
+    except Exception as error:
+        raise LabError(f"{name} cannot be made ({describe(error)}): make {cls}() work") from error
+    return task
 
-
-# --- A task of your own -----------------------------------------------------------------------
 
 # Notebooks run in a folder of their own; a path is meant from where the command was started, which is put here.
 TASK_FOLDER = "VPO_LAB_TASK_FOLDER"
 
-
-# --- Finding it -------------------------------------------------------------------------------
+# --- Finding a class of your own -------------------------------------------------------------------------------
 
 
 def _folders() -> tuple[Path, Path]:
@@ -82,7 +123,9 @@ def _load_class(where: str, name: str) -> type:
     except LabError:
         raise
     except Exception as error:
-        raise LabError(f"{where} cannot be imported ({_line(error)}): correct it, or install what it needs") from error
+        raise LabError(
+            f"{where} cannot be imported ({describe(error)}): correct it, or install what it needs"
+        ) from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
         own = [key for key, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
@@ -131,3 +174,17 @@ def _load_module(where: str) -> ModuleType:
 def _add_to_path(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # last, so that it hides nothing
+
+
+def describe(error: BaseException) -> str:
+    """Say what was raised, and where in the user's code, in one line."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if isinstance(error, SyntaxError):  # it says so itself
+        return text
+    frames = [(Path(frame.filename), frame.lineno) for frame in extract_tb(error.__traceback__)]
+    users = [
+        f
+        for f in frames
+        if Path(__file__).parents[1] not in f[0].parents and f[0].is_file() and "site-packages" not in f[0].parts
+    ]
+    return f"{text}, {users[-1][0].name} line {users[-1][1]}" if users else text

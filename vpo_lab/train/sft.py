@@ -63,7 +63,7 @@ def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: i
     )
     progress.close()
     ended = [text if length < limit else "" for text, length in zip(texts, lengths, strict=True)]
-    found = [(row["id"], fit_to_show(task, row["gold"], ended[i * n : (i + 1) * n])) for i, row in enumerate(mine)]
+    found = [(row["id"], fit_to_show(task, row, ended[i * n : (i + 1) * n])) for i, row in enumerate(mine)]
     samples = dict(gather(found)[0])
     if rank() == 0:
         write_json(path, samples)
@@ -75,19 +75,19 @@ def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: i
     wait_for_all()
 
 
-def fit_to_show(task: Task, gold: str, samples: list[str]) -> list[str]:
+def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
     """The distinct samples that may stand beside the gold in a chain, those with other rewards first.
 
     Whole and well formed (as good as the gold in the objective "format", where a task has it), worth
     something, and without a tag that would cut the chain in two.
     """
-    best_D = task.score(gold, gold)
+    texts = list(dict.fromkeys(text.strip() for text in samples))
+    best_D, *rewards_nD = task.score([row["gold"], *texts], [row] * (len(texts) + 1))
     form = task.objectives.index("format") if "format" in task.objectives else None
     known, fresh, alike = {best_D.tobytes()}, [], []
-    for text in dict.fromkeys(text.strip() for text in samples):
-        rewards_D = task.score(text, gold)
-        formed = rewards_D.any() if form is None else rewards_D[form] >= best_D[form]
-        if not text or not formed or text == gold.strip() or "<answer_" in text:
+    for text, rewards_D in zip(texts, rewards_nD, strict=True):
+        formed = np.nansum(rewards_D) > 0 if form is None else rewards_D[form] >= best_D[form]
+        if not text or not formed or text == row["gold"].strip() or "<answer_" in text:
             continue
         (alike if rewards_D.tobytes() in known else fresh).append(text)
         known.add(rewards_D.tobytes())

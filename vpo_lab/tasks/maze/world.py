@@ -29,6 +29,7 @@ from itertools import combinations
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.tasks import each
 
 WORLD_SEED = 20260522
 
@@ -354,9 +355,7 @@ class MazeTask:
     objectives = OBJECTIVES
     reference = REFERENCE
 
-    def score(self, answer: str, gold: str) -> np.ndarray:
-        """(4,) in [0, 1]: completion, gold, diamond, avoid_lava."""
-        return score(answer, gold)
+    score = staticmethod(each(score))
 
     def front(self, gold: str) -> np.ndarray:
         """(P, 4): the Pareto-optimal reward vectors of a maze."""

@@ -30,6 +30,7 @@ from itertools import combinations
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, score
 
 WORLD_SEED = 20260522
@@ -398,9 +399,7 @@ class TinyTools:
     objectives = OBJECTIVES
     ceiling = staticmethod(ceiling)
 
-    def score(self, answer: str, gold: str) -> np.ndarray:
-        """(4,) in [0, 1]: format, tool_name, param_name, param_value."""
-        return score(answer, gold)
+    score = staticmethod(each(score))
 
     def load(self, path: str | None = None, split: str = "train") -> list[dict]:
         """4,096 train or 200 test rows, the same on every machine. `path` must be empty."""

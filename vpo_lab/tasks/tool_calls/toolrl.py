@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, parse_answer, score
 
 SPLITS = ("train", "test")
@@ -48,9 +49,7 @@ class ToolRL:
     name = "toolrl"
     objectives = OBJECTIVES
 
-    def score(self, answer: str, gold: str) -> np.ndarray:
-        """(4,) in [0, 1]: format, tool_name, param_name, param_value; see `tool_reward.score`."""
-        return score(answer, gold)
+    score = staticmethod(each(score))
 
     def load(self, path: str | os.PathLike | None = None, split: str = "train") -> list[dict]:
         """The rows of a split, in the order of the file, as plain Python types.
