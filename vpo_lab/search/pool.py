@@ -63,9 +63,7 @@ class Pool:
                 "ids": self.ids,
                 "answers": self.answers,
                 # null in the file, NaN here: an objective that the request does not ask for
-                "rewards": np.where(np.isnan(rewards), None, rewards).tolist()
-                if np.isnan(rewards).any()
-                else rewards.tolist(),
+                "rewards": np.where(np.isnan(rewards), None, rewards).tolist(),
                 "tokens": self.tokens_NC.tolist(),
             },
         )

@@ -84,8 +84,8 @@ def _rewards(task: Task, answers: list[str], row: dict) -> np.ndarray:
     shape = (len(answers), len(task.objectives))
     if rewards_nD.shape != shape:
         raise LabError(
-            f"{task.name}: score gives {_short(rewards)} for {len(answers)} answers: return an array of shape {shape}, a "
-            f"number for each of {', '.join(task.objectives)} (tasks.each wraps a function that scores one answer)"
+            f"{task.name}: score gives {_short(rewards)} for {len(answers)} answers: return an array of shape {shape}, "
+            f"a number for each of {', '.join(task.objectives)} (tasks.each wraps a function that scores one answer)"
         )
     return rewards_nD
 
