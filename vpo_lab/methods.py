@@ -96,7 +96,7 @@ class Batch:
         The rollouts of a group share them, so that their noise cancels in the comparison.
         """
         groups, objectives = self.asked_PD.shape
-        blocks = min(groups, max(1, MAX_DRAWS // draws))
+        blocks = min(groups, max(1, MAX_DRAWS // max(draws, 1)))
         # One sequence cut into blocks: fresh draws for each group at one call's cost.
         weights_CD = dirichlet_weights(blocks * draws, objectives, alpha=alpha, seed=rng)
         weights_PKD = np.resize(weights_CD.reshape(blocks, draws, objectives), (groups, draws, objectives))
@@ -145,6 +145,11 @@ def vpo_answers(batch, rng, *, search_k=4, weight_draws=128, alpha=1.0, diversit
     vector (`max_at_k_credit`). `diversity` adds that much of the answers' mean L1 distance to R(S).
     Ours, not the paper's; derived in notebook 04.
     """
+    return answer_advantages(*prefix_rewards(batch, rng, search_k, weight_draws, alpha, diversity))
+
+
+def prefix_rewards(batch, rng, search_k, weight_draws, alpha, diversity) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the first 0..M answers of every rollout earn, (P, G, M + 1), and what others do, (P, G)."""
     weights_PKD = batch.draw_weights(weight_draws, alpha, rng)
     utility_PGMK = utilities(batch.answers_PGMD, weights_PKD)
     # The best of the first n answers, n = 0..M (axis N), so that every prefix has a reward.
@@ -153,9 +158,9 @@ def vpo_answers(batch, rng, *, search_k=4, weight_draws=128, alpha=1.0, diversit
         best_PGNK[:, :, 1:] += diversity * pairwise_l1(batch)[..., None]
     if batch.truncated_B is not None:  # worth nothing as a whole: what their first answers earned stays
         best_PGNK[:, :, -1][np.reshape(batch.truncated_B, best_PGNK.shape[:2])] = 0.0
-    others_PG = best_of_others(best_PGNK[:, :, -1], min(search_k, batch.group_size - 1)).mean(axis=2)
     prefix_reward_PGN = max_at_k_credit(best_PGNK, search_k).mean(axis=3)
-    return answer_advantages(prefix_reward_PGN, others_PG)
+    others_PG = best_of_others(best_PGNK[:, :, -1], min(search_k, batch.group_size - 1)).mean(axis=2)
+    return prefix_reward_PGN, others_PG
 
 
 def answer_advantages(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> np.ndarray:

@@ -282,6 +282,8 @@ def _vectors(values: np.ndarray, axes: tuple[str, ...], whole: bool = True) -> n
     values = np.asarray(values, dtype=float)
     missing = np.isnan(values)
     _finite(np.where(missing, 0.0, values), "rewards", axes)
+    if missing.all(axis=tuple(range(-len(axes), 0))).any():
+        raise LabError("rewards are NaN in every objective: a request has to ask for one at least")
     over = tuple(range(-len(axes), -1))
     if whole and (missing.any(axis=over) != missing.all(axis=over)).any():
         raise LabError("rewards contain NaN for some candidates only: NaN means not asked, give 0 to a bad answer")

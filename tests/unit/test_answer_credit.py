@@ -10,8 +10,14 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from vpo_lab import methods as advantages
-from vpo_lab.methods import answer_advantages, answer_credit, max_at_k_credit, vpo
+from vpo_lab.methods import (
+    METHODS,
+    Batch,
+    answer_advantages,
+    answer_credit,
+    max_at_k_credit,
+    prefix_rewards,
+)
 from vpo_lab.weights import dirichlet_weights
 
 D, K = 2, 4
@@ -63,6 +69,9 @@ def prefix_values(toy, weights_KD, diversity=0.0, duplicates="keep"):
     return value_CNK
 
 
+DEFAULTS = {"search_k": 1, "weight_draws": K, "alpha": 1.0, "diversity": 0.0}
+
+
 def pool_gradient(toy, value_CK, k):
     """The gradient of E over k chains of E_w of the best of them, by the sum over all k chains."""
     total = 0.0
@@ -70,6 +79,11 @@ def pool_gradient(toy, value_CK, k):
         value = value_CK[chains].max(axis=0).mean()
         total = total + probability * value * toy.score[chains].sum(axis=(0, 1))
     return total
+
+
+def credit(rewards_BMD, **options):
+    method = METHODS["vpo_credit"].with_options(**options)
+    return method.advantages(rewards_BMD, 4, np.random.default_rng(0))
 
 
 def mean_of_others(prefix_PGN):
@@ -104,20 +118,18 @@ def test_whatever_the_coefficients_the_gradient_is_exact(m, tokens, group_size, 
         (2, 2, 2, {}),
         (2, 3, 3, {}),
         (3, 2, 2, {"diversity": 0.5}),
-        (3, 3, 2, {"diversity": 0.5, "duplicates": "drop"}),
-        (2, 2, 3, {"pool": 2}),
-        (2, 2, 4, {"pool": 3}),
-        (2, 2, 3, {"pool": 3}),  # of 3: the credit of the set would be 0
-        (2, 2, 3, {"pool": 2, "diversity": 0.5}),
+        (2, 2, 3, {"search_k": 2}),
+        (2, 2, 4, {"search_k": 3}),
+        (2, 2, 3, {"search_k": 3}),  # of 3: the credit of the set would be 0
+        (2, 2, 3, {"search_k": 2, "diversity": 0.5}),
     ],
     ids=str,
 )
-def test_every_option_of_vpo_leaves_the_gradient_exact(monkeypatch, m, tokens, group_size, options):
-    """Through `vpo` itself, but for the scale of a batch."""
-    monkeypatch.setattr(advantages, "answer_advantages", answer_credit)
-    toy, pool = Toy(1, m, tokens), options.get("pool", 1)
-    weights_KD = dirichlet_weights(2 * K, D, method="iid", seed=0)[:K]
-    bonus = {name: option for name, option in options.items() if name != "pool"}
+def test_every_option_leaves_the_gradient_exact(m, tokens, group_size, options):
+    """Through the method itself, but for the scale of a batch."""
+    toy, pool = Toy(1, m, tokens), options.get("search_k", 1)
+    weights_KD = dirichlet_weights(2 * K, D, seed=0)[:K]
+    bonus = {name: option for name, option in options.items() if name != "search_k"}
     exact = pool_gradient(toy, prefix_values(toy, weights_KD, **bonus)[:, -1], pool)
     assert np.abs(exact).max() > 0.002
     for seed in range(2):
@@ -126,8 +138,9 @@ def test_every_option_of_vpo_leaves_the_gradient_exact(monkeypatch, m, tokens, g
         for probability, chains in toy.batches(group_size):
             rewards_BMD = np.concatenate([toy.rewards[chains], other_GMD])
             rng = np.random.default_rng(0)
-            credit_BM = vpo(rewards_BMD, group_size, rng, weight_draws=K, sampler="iid", credit="answer", **options)
-            found = found + probability * np.einsum("gm,gmz->z", credit_BM[:group_size], toy.score[chains])
+            earned = prefix_rewards(Batch(rewards_BMD, group_size), rng, **{**DEFAULTS, **options})
+            credit_GM = answer_credit(*earned)[0]
+            found = found + probability * np.einsum("gm,gmz->z", credit_GM, toy.score[chains])
         # A rollout is in k of the G chains' pools: G/k times the gradient, summed over the rollouts.
         assert found == pytest.approx(group_size / pool * exact, abs=1e-9)
 
@@ -208,7 +221,7 @@ def test_an_answer_is_paid_for_what_it_adds():
     """The first answers are equals; of the second, two add the other specialist and two repeat the first."""
     east, north = [1.0, 0.0], [0.0, 1.0]
     rewards_BMD = np.array([[east, north], [east, east], [north, east], [north, north]] * 8)
-    found = vpo(rewards_BMD, 4, np.random.default_rng(0), weight_draws=512, credit="answer")
+    found = credit(rewards_BMD, weight_draws=512)
     assert found.shape == (32, 2)
     assert (found[:, 1] > 0).tolist() == [True, False, True, False] * 8
     assert np.sqrt((found**2).mean()) == pytest.approx(1)
@@ -218,11 +231,13 @@ def test_an_answer_after_a_perfect_one_is_not_paid_for_it():
     """Two rollouts are perfect from the first answer on: their second answer added nothing."""
     good, bad = [1.0, 1.0], [0.2, 0.2]
     rewards_BMD = np.array([[good, bad], [bad, bad], [bad, good], [good, good]] * 8)
-    found = vpo(rewards_BMD, 4, np.random.default_rng(0), credit="answer")[:4]
+    found = credit(rewards_BMD)[:4]
     assert found[0, 0] > 0.5 and found[3, 0] > 0.5
     assert abs(found[0, 1]) < found[0, 0] / 2 and found[0, 1] == pytest.approx(found[3, 1])
     assert found[2, 1] > found[0, 1] and found[1, 1] < -0.5
-    assert np.ptp(vpo(rewards_BMD, 4, np.random.default_rng(0))[[0, 2, 3]]) < 1e-9  # per set all the same
+    assert (
+        np.ptp(METHODS["vpo"].advantages(rewards_BMD, 4, np.random.default_rng(0))[[0, 2, 3]]) < 1e-9
+    )  # per set all the same
 
 
 def test_the_baseline_of_an_answer_does_not_know_it():
@@ -244,6 +259,6 @@ def test_one_prompt_has_the_usual_leave_one_out_baseline():
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.1 + 0.2, 1.0])
 def test_where_all_rollouts_earn_the_same_there_is_nothing(value):
     rewards_BMD = np.full((12, 3, 4), value)
-    assert not vpo(rewards_BMD, 4, np.random.default_rng(0), credit="answer").any()
+    assert not credit(rewards_BMD).any()
     prefix_PGN = np.full((3, 4, 4), value)
     assert not answer_advantages(prefix_PGN, mean_of_others(prefix_PGN)).any()

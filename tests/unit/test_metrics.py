@@ -265,7 +265,7 @@ def test_hypervolume_errors():
     with pytest.raises(LabError, match="shape"):
         metrics.hypervolume(np.ones((0, 2)), [0, 0])
     with pytest.raises(LabError, match="NaN"):
-        metrics.hypervolume([[1, np.nan]], [0, 0])
+        metrics.hypervolume([[1, np.nan], [1, 1]], [0, 0])
 
 
 def test_pareto_optimal_keeps_duplicates_and_concave_points():
@@ -284,7 +284,7 @@ def test_pareto_optimal_is_the_definition(n, d, seed):
 
 
 def test_pareto_errors():
-    for points in ([1, 2], np.ones((2, 2, 2)), [[np.nan, 1]]):
+    for points in ([1, 2], np.ones((2, 2, 2)), [[np.nan, 1], [1, 1]]):
         with pytest.raises(LabError):
             metrics.pareto_optimal(points)
 
@@ -327,6 +327,40 @@ def test_collinearity_with_a_constant_objective_is_silent():
     assert matrix[1, 2] == pytest.approx(-1)
     with pytest.raises(LabError):
         metrics.objective_collinearity([[1, 2]])
+
+
+# --- Objectives that were not asked -----------------------------------------------------------
+
+
+@quick
+@given(st.integers(0, 2**32 - 1))
+def test_an_objective_that_was_not_asked_changes_no_metric(seed):
+    """A column of NaN in the rewards of a request: all is as if the column did not exist."""
+    rng = np.random.default_rng(seed)
+    asked_CMD, weights_KD = rng.random((4, 3, 2)), rng.dirichlet(np.ones(2), size=16)
+    ragged_CMD = np.insert(asked_CMD, 1, np.nan, axis=-1)
+    wide_KD = np.insert(weights_KD, 1, 0.5, axis=-1)  # made to sum to 1 again on what is asked
+    asked, ragged = asked_CMD.reshape(-1, 2), ragged_CMD.reshape(-1, 3)
+    close = pytest.approx
+    assert metrics.mean_reward(ragged) == close(metrics.mean_reward(asked))
+    assert metrics.expected_utility(ragged, wide_KD) == close(metrics.expected_utility(asked, weights_KD))
+    found = metrics.chain_expected_utility_at_k(ragged_CMD, wide_KD, 5)
+    assert found == close(metrics.chain_expected_utility_at_k(asked_CMD, weights_KD, 5))
+    assert metrics.hypervolume(ragged, np.zeros(3)) == close(metrics.hypervolume(asked, np.zeros(2)))
+    assert metrics.pareto_optimal(ragged).tolist() == metrics.pareto_optimal(asked).tolist()
+    assert metrics.reward_diversity(ragged) == close(metrics.reward_diversity(asked))
+    correlation_DD = metrics.objective_collinearity(ragged)
+    assert correlation_DD[0, 2] == close(metrics.objective_collinearity(asked)[0, 1])
+    assert np.isnan(correlation_DD[0, 1])
+
+
+def test_requests_may_ask_for_different_objectives():
+    """(2 requests, C, M, D): each row of the answer is that of its own request."""
+    rewards = np.random.default_rng(0).random((2, 4, 3, 3))
+    rewards[0, :, :, 0] = np.nan
+    weights_KD = np.random.default_rng(1).dirichlet(np.ones(3), size=16)
+    both = metrics.chain_expected_utility_at_k(rewards, weights_KD, 6)
+    assert both.tolist() == [metrics.chain_expected_utility_at_k(request, weights_KD, 6) for request in rewards]
 
 
 # --- Intervals --------------------------------------------------------------------------------
