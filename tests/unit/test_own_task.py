@@ -19,10 +19,10 @@ from vpo_lab.metrics import objective_collinearity
 from vpo_lab.runs import pool_path, read_log
 from vpo_lab.search.pool import Pool, evaluate
 from vpo_lab.search.summary import METRICS, at_k, metrics_of, summarize
-from vpo_lab.tasks import TASK_FOLDER, get_task
+from vpo_lab.tasks import TASK_FOLDER, each, get_task, score_chains
+from vpo_lab.tasks.check import check_task
 from vpo_lab.tasks.maze.world import MazeTask
 from vpo_lab.train.rl import train_stages
-from vpo_lab.train.rollouts import score_rollouts
 from vpo_lab.weights import dirichlet_weights, set_reward
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,11 @@ TEMPLATE, GUIDE = ROOT / "examples" / "my_task.py", ROOT / "docs" / "own-task.md
 SPEC = "examples/my_task.py:MyTask"
 TASK = get_task(SPEC)
 ROWS = {split: TASK.load(None, split) for split in ("train", "test")}
+
+
+def score(answer, gold):
+    """The reward vector of one answer."""
+    return TASK.score([answer], [{"gold": gold}])[0]
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +47,8 @@ def own_python_path(monkeypatch):
 # --- The template -----------------------------------------------------------------------------
 
 
-def test_the_template_is_under_40_lines():
-    assert len(TEMPLATE.read_text().splitlines()) < 40
+def test_the_template_is_short():
+    assert len(TEMPLATE.read_text().splitlines()) < 45
 
 
 def test_no_request_is_in_both_splits_or_there_twice():
@@ -64,7 +69,7 @@ def test_demonstrations_of_every_row_are_distinct_and_earn_something(split):
     for row in ROWS[split]:
         answers = TASK.demonstrations(row, 3, rng)
         assert len(set(answers)) == 3
-        rewards_MD = np.array([TASK.score(answer, row["gold"]) for answer in answers])
+        rewards_MD = np.array([score(answer, row["gold"]) for answer in answers])
         assert rewards_MD.shape == (3, 3) and rewards_MD.min() >= 0 and rewards_MD.max() <= 1
         assert (rewards_MD.sum(axis=1) > 1).all()
     assert split_chain(join_chain(answers), 3) == answers
@@ -80,24 +85,24 @@ texts = st.text(st.sampled_from([*"🍞🍲🥬 🍩a\n", "\x00", "\ud83c"]), ma
 
 @given(st.one_of(st.text(), texts), st.sampled_from(ROWS["test"]))
 def test_any_text_scores(answer, row):
-    rewards_D = TASK.score(answer, row["gold"])
+    rewards_D = score(answer, row["gold"])
     assert rewards_D.shape == (3,) and ((rewards_D >= 0) & (rewards_D <= 1)).all()
     if len(set(answer.strip())) != 3:
         assert not rewards_D.any()
 
 
 def test_what_is_not_in_the_kitchen_counts_nothing():
-    assert np.allclose(TASK.score("🍞🍲🥬", "🍞🍲🥬🍕🍰🥓🍟🧀"), [18 / 30, 8 / 30, 16 / 30])
-    assert np.allclose(TASK.score(" 🥬🍲🍞\n", "🍞🍲🥦🍕🍰🥓🍟🧀"), [15 / 30, 8 / 30, 6 / 30])
+    assert np.allclose(score("🍞🍲🥬", "🍞🍲🥬🍕🍰🥓🍟🧀"), [18 / 30, 8 / 30, 16 / 30])
+    assert np.allclose(score(" 🥬🍲🍞\n", "🍞🍲🥦🍕🍰🥓🍟🧀"), [15 / 30, 8 / 30, 6 / 30])
 
 
 def test_objectives_vary_conflict_and_reward_a_set():
     rng, weights_KD = np.random.default_rng(0), dirichlet_weights(256, 3, seed=0)
     demonstrated, gains = [], []
     for row in ROWS["test"][:30]:
-        demonstrated += [TASK.score(answer, row["gold"]) for answer in TASK.demonstrations(row, 3, rng)]
+        demonstrated += [score(answer, row["gold"]) for answer in TASK.demonstrations(row, 3, rng)]
         answers = TASK.demonstrations(row, 400, rng)
-        rewards_nD = np.unique([TASK.score(answer, row["gold"]) for answer in answers], axis=0)
+        rewards_nD = np.unique([score(answer, row["gold"]) for answer in answers], axis=0)
         assert not (rewards_nD > 0.75).all(axis=1).any()  # no lunch has everything
         best_alone = set_reward(rewards_nD[[rewards_nD.mean(axis=1).argmax()]], weights_KD)
         gains.append(set_reward(rewards_nD[rewards_nD.argmax(axis=0)], weights_KD) - best_alone)
@@ -124,13 +129,13 @@ def run(outside) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(outside)
         patch.setattr(sys, "path", [*sys.path])
-        train_stages("smoke", ["sft", "vpo"], 0, outside / "run", OVERRIDES)
+        train_stages("smoke", ["sft", "vpo_credit"], 0, outside / "run", OVERRIDES)
     return outside / "run"
 
 
 OVERRIDES = {
     "task": "kitchen.py:Lunch",
-    "methods": ["vpo"],
+    "methods": ["vpo_credit"],
     "sft.steps": 30,
     "rl.steps": 3,
     "policy.hidden_size": 64,
@@ -149,11 +154,11 @@ def test_every_spelling_finds_the_same_task(outside, spec, monkeypatch):
 
 def test_it_trains(run):
     assert read_log(run / "sft")[-1]["step"] == 30
-    log = read_log(run / "vpo")
+    log = read_log(run / "vpo_credit")
     assert [entry["step"] for entry in log] == [1, 2, 3]
     assert {f"objective/{name}" for name in TASK.objectives} <= set(log[0])
     assert max(entry["set_reward"] for entry in log) > 0  # or nothing was trained
-    start, end = ((run / stage / "policy" / "model.safetensors").read_bytes() for stage in ("sft", "vpo"))
+    start, end = ((run / stage / "policy" / "model.safetensors").read_bytes() for stage in ("sft", "vpo_credit"))
     assert start != end
 
 
@@ -161,32 +166,32 @@ def test_it_trains(run):
 def test_its_pools_load_again_and_find_their_task(outside, run, spec, monkeypatch):
     monkeypatch.chdir(outside)
     suffix = f"@{spec.partition(':')[0]}"
-    made = evaluate(get_profile("smoke", {**OVERRIDES, "task": spec}), "vpo", run, 0, suffix=suffix)
-    pool = Pool.load(pool_path(run, f"vpo{suffix}"))
+    made = evaluate(get_profile("smoke", {**OVERRIDES, "task": spec}), "vpo_credit", run, 0, suffix=suffix)
+    pool = Pool.load(pool_path(run, f"vpo_credit{suffix}"))
     assert pool.task == made.task == spec and pool.rewards_NCMD.shape == (6, 2, 3, 3)
     assert metrics_of(pool) == METRICS and at_k(pool, "eum", 3).shape == (6,)
-    golds = {row["id"]: row["gold"] for row in get_task(pool.task).load(None, "test")}
+    rows = {row["id"]: row for row in get_task(pool.task).load(None, "test")}
     for n, row_id in enumerate(pool.ids):
         chains = [join_chain(chain) for chain in pool.answers[n]]
-        again = score_rollouts(get_task(pool.task), chains, [golds[row_id]] * len(chains), 3)
+        again = score_chains(get_task(pool.task), chains, [rows[row_id]] * len(chains), 3)
         assert np.allclose(again, pool.rewards_NCMD[n], atol=1e-6)
 
 
 def test_its_run_is_summarized(outside, run, monkeypatch):
     monkeypatch.chdir(outside)
     profile = get_profile("smoke", OVERRIDES)
-    for name in ("sft", "sft_chain", "vpo"):
+    for name in ("sft", "sft_chain", "vpo_credit"):
         evaluate(profile, name, run, 0)
     summary = summarize(profile, run, 0)
-    assert set(summary["methods"]["vpo"]["objectives"]) == set(TASK.objectives) and summary["ceiling"] is None
+    assert set(summary["methods"]["vpo_credit"]["objectives"]) == set(TASK.objectives) and summary["ceiling"] is None
 
 
 def test_a_pool_is_read_without_its_task(outside, run, monkeypatch, tmp_path):
     monkeypatch.chdir(outside)
     profile = get_profile("smoke", OVERRIDES)
-    evaluate(profile, "vpo", run, 0)
+    evaluate(profile, "vpo_credit", run, 0)
     monkeypatch.chdir(tmp_path)
-    pool = Pool.load(pool_path(run, "vpo"))
+    pool = Pool.load(pool_path(run, "vpo_credit"))
     assert at_k(pool, "best", 3).shape == (6,)
     with pytest.raises(LabError, match=r"no task file kitchen\.py in "):
         metrics_of(pool)
@@ -230,8 +235,11 @@ class Mine:
     name = "mine"
     objectives = ("a", "b")
 
-    def score(self, answer, gold):
-        return np.array([0.5, 1.0])
+    def score(self, answers, rows):
+        return np.array([self.one(answer) for answer in answers])
+
+    def one(self, answer):
+        return [0.5, 1.0]
 
     def load(self, path=None, split="train"):
         return [{"id": "0", "prompt": [{"role": "user", "content": "x"}], "gold": "g"}]
@@ -301,15 +309,6 @@ def test_what_cannot_be_found_is_said(spec, message):
         ("x = 1\ny = x / 0\n", r"cannot be imported \(ZeroDivisionError: division by zero, broken\.py line 2\)"),
         ("import no_such_package\n", r"cannot be imported \(ModuleNotFoundError: .*line 1\).*install what it needs"),
         (GOOD.replace("class Mine:", "class Mine:\n    def __init__(self, x): ..."), r"cannot be made \(TypeError: "),
-        (GOOD.replace('name = "mine"', ""), "has no name: a task needs name, objectives, score, load, demonstrations"),
-        (GOOD.replace('objectives = ("a", "b")', ""), "has no objectives: "),
-        (GOOD.replace("def score", "def scores"), "has no score: "),
-        (GOOD.replace("def load", "def rows"), "has no load: "),
-        (GOOD.replace("def demonstrations", "def shown"), "has no demonstrations: "),
-        (GOOD.replace("def load", "load = 3\n    def rows").replace("def score", "def x"), "has no score, load: "),
-        (GOOD.replace('("a", "b")', '"ab"'), "objectives is 'ab': write a tuple"),
-        (GOOD.replace('("a", "b")', "()"), r"objectives is \(\): write a tuple"),
-        (GOOD.replace('("a", "b")', '("a", "a")'), "objectives is .*: write a tuple of different names"),
     ],
 )
 def test_a_class_that_is_no_task_is_refused(tmp_path, text, message):
@@ -323,64 +322,88 @@ def test_a_module_that_needs_what_is_not_there_is_not_called_missing(tmp_path, m
     assert "needs_more cannot be imported (ModuleNotFoundError: " in complaint("needs_more:Mine")
 
 
-SCORE, LOADED = "return np.array([0.5, 1.0])", 'return [{"id": "0", '
+ONE, LOADED, NAMES = "return [0.5, 1.0]", 'return [{"id": "0", ', '("a", "b")'
 
 
 @pytest.mark.parametrize(
-    "old, new, message",
+    "old, new, named",
     [
-        (SCORE, "return 0.5", r"score gives 0\.5 for '0': return an array of shape \(2,\), a number for each of a, b"),
-        (SCORE, "return np.ones(3)", r"score gives array\(\[1\., 1\., 1\.\]\) for '0': return an array"),
-        (SCORE, "return np.ones((1, 2))", "score gives .*: return an array of shape"),
-        (SCORE, "return np.array([0.5, 1.0]) if answer else 0", "score gives 0 for '': return an array of shape"),
-        (SCORE, "pass", "score gives None for '0': return an array of shape"),
-        (SCORE, "return ['a', 'b']", r"score gives \['a', 'b'\] for '0': return an array of shape"),
-        (SCORE, "return [0.5, 1.1]", r"score gives \[0\.5, 1\.1\] for '0': scale each number to \[0, 1\]"),
-        (SCORE, "return [-1, 1]", r"score gives \[-1\.0, 1\.0\] for '0': scale each number"),
-        (SCORE, "return [float('nan'), 1]", r"score gives \[nan, 1\.0\]"),
-        (SCORE, "return answer[9]", r"score raised IndexError: .*, broken\.py line \d+ for '0': any text may "),
-        (LOADED, "raise KeyError('price')\n        " + LOADED, "load raised KeyError: 'price', broken.py line .* for"),
-        (LOADED, "return []\n        " + LOADED, r"load gives \[\] for 'train': return a list of rows"),
-        (LOADED, "return\n        " + LOADED, "load gives None for 'train'"),
-        ('"gold": "g"', '"answer": "g"', "train row 0 is {'id': '0', .*: write {'id': text, 'prompt': "),
-        ('[{"role": "user", "content": "x"}]', '"x"', "train row 0 is "),
-        ('"role": "user", ', "", "train row 0 is "),
-        ('"gold": "g"}]', '"gold": "g"}] * 2', "train row 1 has an earlier row's id, '0': change it"),
-        ("range(n)]", "range(2)]", r"demonstrations gives \['0', '1'\] for n = 3: return a list of n texts"),
-        ("[str(i)", "[i", r"demonstrations gives \[0, 1, 2\] for n = 3"),
-        ("[str(i)", "['<answer_1>' + str(i)", "a demonstration is '<answer_1>0': leave '<answer_' to the chains"),
+        (f"objectives = {NAMES}", "", "objectives"),
+        ("def score", "def scores", "score"),
+        ("def load", "load = 3\n    def rows", "load"),
+        ("def demonstrations", "def shown", "demonstrations"),
+        (NAMES, '"ab"', "objectives"),
+        (NAMES, "()", "objectives"),
+        (NAMES, '("a", "a")', "objectives"),
+        (ONE, "return 0.5", "(5, 2)"),
+        (ONE, "return np.ones(3)", "(5, 2)"),
+        (ONE, "return [0.5, 1.0] if answer else 0", "score"),
+        (ONE, "pass", "score"),
+        (ONE, "return ['a', 'b']", "score"),
+        ("def score(self, answers, rows)", "def score(self, answer, gold, more)", "score"),
+        (ONE, "return [0.5, 1.1]", "'0'"),
+        (ONE, "return [-1, 1]", "'0'"),
+        (ONE, "return [float('nan')] * 2", "NaN"),
+        (ONE, "return [float('nan'), 1] if answer else [0, 0]", "NaN"),
+        (ONE, "return [np.random.random(), 1]", "alone"),
+        (ONE, "return [answer[9], 0]", "broken.py line"),
+        (LOADED, "raise KeyError('price')\n        " + LOADED, "broken.py line"),
+        (LOADED, "return []\n        " + LOADED, "'train'"),
+        (LOADED, "return\n        " + LOADED, "'train'"),
+        ('"gold": "g"', '"answer": "g"', "train row 0"),
+        ('[{"role": "user", "content": "x"}]', '"x"', "train row 0"),
+        ('"role": "user", ', "", "train row 0"),
+        ('"gold": "g"}]', '"gold": "g"}] * 2', "train row 1"),
+        ("range(n)]", "range(2)]", "demonstrations"),
+        ("[str(i)", "[i", "demonstrations"),
+        ("[str(i)", "['<answer_1>' + str(i)", "'<answer_'"),
     ],
 )
-def test_a_breach_of_the_contract_ends_at_the_first_load(tmp_path, old, new, message):
+def test_the_check_names_the_first_mistake(tmp_path, old, new, named):
     assert old in GOOD
     (tmp_path / "broken.py").write_text(GOOD.replace(old, new))
-    assert re.search(rf"broken\.py:Mine: {message}", complaint(f"{tmp_path / 'broken.py'}:Mine", lambda t: t.load()))
+    said = complaint(f"{tmp_path / 'broken.py'}:Mine", check_task)
+    assert "broken.py:Mine" in said or "Mine" in said
+    assert named in said
 
 
-def test_rounding_is_no_breach(tmp_path):
-    (tmp_path / "near.py").write_text(GOOD.replace(SCORE, "return [1 + 2e-16, -1e-17]"))
-    assert get_task(f"{tmp_path / 'near.py'}:Mine").score("x", "g").tolist() == [1.0, 0.0]
+@pytest.mark.parametrize("one", [ONE, "return [1 + 2e-16, -1e-17]", "return [float('nan'), 1]"])
+def test_a_sound_task_passes_the_check(tmp_path, one):
+    (tmp_path / "sound.py").write_text(GOOD.replace(ONE, one))
+    check_task(get_task(f"{tmp_path / 'sound.py'}:Mine"))
 
 
-def test_a_score_that_fails_on_rare_text_only_is_said_when_it_comes(tmp_path):
-    (tmp_path / "rare.py").write_text(
-        GOOD.replace(SCORE, "return 1 / 0 if 'x' in answer else 1 if 'y' in answer else [0, 1]")
-    )
-    task = get_task(f"{tmp_path / 'rare.py'}:Mine")
-    task.load()
-    assert task.score("z", "g").tolist() == [0, 1]
-    with pytest.raises(
-        LabError, match=r"ZeroDivisionError: .*, rare\.py line \d+ for 'x': any text may come, return zeros"
-    ):
-        task.score("x", "g")
-    with pytest.raises(LabError, match=r"score gives 1 for 'y': return an array of shape \(2,\)"):
-        task.score("y", "g")
+@pytest.mark.parametrize("name", ["tiny_tools", "maze", SPEC])
+def test_the_tasks_of_the_course_are_sound(name):
+    check_task(get_task(name))
 
 
 def test_what_a_task_says_itself_is_not_reworded(tmp_path):
     text = GOOD.replace(LOADED, f"raise LabError('no such split: choose another')\n        {LOADED}")
     (tmp_path / "broken.py").write_text("from vpo_lab.errors import LabError\n" + text)
-    assert complaint(f"{tmp_path / 'broken.py'}:Mine", lambda t: t.load()) == "no such split: choose another"
+    assert complaint(f"{tmp_path / 'broken.py'}:Mine", check_task) == "no such split: choose another"
+
+
+def test_equal_pairs_are_scored_once():
+    met = []
+
+    def one(answer, gold):
+        met.append((answer, gold))
+        return np.array([len(answer), len(gold)])
+
+    found = each(one)(["a", "bb", "a", "a"], [{"gold": "g"}, {"gold": "g"}, {"gold": "g"}, {"gold": "hh"}])
+    assert found.tolist() == [[1, 1], [2, 1], [1, 1], [1, 2]] and len(met) == 3
+
+
+def test_a_missing_answer_is_worth_nothing_where_its_row_asks():
+    class Ragged:
+        objectives = ("a", "b")
+
+        def score(self, answers, rows):
+            return np.array([[0.5, np.nan if row["gold"] == "a" else 0.7] for row in rows])
+
+    rewards_BMD = score_chains(Ragged(), ["<answer_1>x</answer_1>", "nothing"], [{"gold": "a"}, {"gold": "ab"}], 2)
+    assert np.array_equal(rewards_BMD, [[[0.5, np.nan], [0, np.nan]], [[0, 0], [0, 0]]], equal_nan=True)
 
 
 # --- The guide --------------------------------------------------------------------------------

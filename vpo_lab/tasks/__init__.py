@@ -99,7 +99,7 @@ def get_task(name: str) -> Task:
     own = _load_class(where, cls)
     try:
         task = own()
-        task.name = name
+        object.__setattr__(task, "name", name)  # a frozen dataclass may be a task too
     except Exception as error:
         raise LabError(f"{name} cannot be made ({describe(error)}): make {cls}() work") from error
     return task
