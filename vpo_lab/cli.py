@@ -65,12 +65,12 @@ def train(
 
     `vpo-lab run` with the same options then finds them trained, evaluates and reports.
     """
-    from vpo_lab.processes import say
+    from vpo_lab.processes import print0
     from vpo_lab.train.rl import train_stages
 
     overrides = _overrides(settings, data)
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
-        say(str(policy))
+        print0(str(policy))
 
 
 @app.command()

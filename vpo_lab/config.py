@@ -84,8 +84,8 @@ class Evaluation:
     top_p: float = 1.0
     batch: int = 600  # completions sampled at once
     bootstrap: int = 2000
-    every: int = 0  # RL steps between two looks at held-out requests while training; 0: none
-    watched: int = 16  # requests of such a look
+    every: int = 0  # RL steps between two evaluations on held-out requests while training; 0: none
+    watch_requests: int = 16  # held-out requests of such an evaluation
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Profile:
             ),
             (0 < self.policy.gpu_share < 1, f"policy.gpu_share = {self.policy.gpu_share}: between 0 and 1"),
             (
-                evaluation.every >= 0 and evaluation.watched >= 1,
-                f"evaluation.every = {evaluation.every}: 0 (never) or more; evaluation.watched: at least 1",
+                evaluation.every >= 0 and evaluation.watch_requests >= 1,
+                f"evaluation.every = {evaluation.every}: 0 (never) or more; evaluation.watch_requests: at least 1",
             ),
             (
                 self.policy.backend == "scratch" or self.policy.lora_rank > 0 or self.policy.dtype == "float32",

@@ -35,7 +35,7 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0)
 
 
-def say(line: str) -> None:
+def print0(line: str) -> None:
     """Print a line, once for all processes."""
     if rank() == 0:
         print(line, flush=True)
@@ -58,7 +58,7 @@ def gather(items: list[T]) -> tuple[list[T], slice]:
     return gather_object(items), slice(first, first + len(items))
 
 
-def first_ones(value: T) -> T:
+def broadcast(value: T) -> T:
     """The value that the first process holds: clocks and disks differ between them."""
     if world_size() == 1:
         return value

@@ -17,7 +17,7 @@ import vpo_lab
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
-from vpo_lab.processes import say
+from vpo_lab.processes import print0
 
 MANIFEST = "run.json"
 
@@ -123,7 +123,7 @@ def last_good_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 LOG = "log.jsonl"
 
-LOOKS = "looks.jsonl"  # what the policy earned on held-out requests while it was trained
+EVAL_LOG = "eval.jsonl"  # what the policy earned on held-out requests while it was trained
 
 POLICY = "policy"
 
@@ -153,7 +153,7 @@ def has_policy(stage: Path) -> bool:
 def is_finished(stage: Path) -> bool:
     """Is nothing left to train? Says so, or a reader would wonder why nothing trains."""
     if finished := has_policy(stage):
-        say(f"{stage.name} is trained already: its policy is in {stage.parent.name}/{stage.name}/{POLICY}")
+        print0(f"{stage.name} is trained already: its policy is in {stage.parent.name}/{stage.name}/{POLICY}")
     return finished
 
 

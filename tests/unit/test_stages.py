@@ -64,6 +64,6 @@ def test_a_new_policy_makes_its_old_answers_void(run):
 
 def test_looks_and_log_are_apart(run):
     (run / "vpo" / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    (run / "vpo" / "looks.jsonl").write_text('{"step": 2}\n')
+    (run / "vpo" / "eval.jsonl").write_text('{"step": 2}\n')
     assert [entry["step"] for entry in read_log(run / "vpo")] == [1, 2]
-    assert [entry["step"] for entry in read_log(run / "vpo", "looks.jsonl")] == [2]
+    assert [entry["step"] for entry in read_log(run / "vpo", "eval.jsonl")] == [2]

@@ -30,7 +30,7 @@ from vpo_lab.runs import LOG, POLICY, only_one_in, pool_path, read_log
 from vpo_lab.search.pool import Pool, evaluate
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
 from vpo_lab.show.live import duration
-from vpo_lab.train.prompts import group_size_of
+from vpo_lab.train.prompts import rollouts_per_prompt
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 
@@ -362,7 +362,7 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
     flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
     trained = {}
     if job.start is not None:
-        rollouts = profile.rl.rollouts // profile.rl.group_size * group_size_of(profile, method)
+        rollouts = profile.rl.rollouts // profile.rl.group_size * rollouts_per_prompt(profile, method)
         trained = {
             "minutes": round(sum(e["step_time"] for e in log) / 60, 2),
             "generated_tokens": round(sum(e["completions/mean_length"] for e in log) * rollouts),

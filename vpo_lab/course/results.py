@@ -20,7 +20,7 @@ from vpo_lab.runs import pool_path, read_log
 from vpo_lab.search.pool import Pool, pool_names
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers
 from vpo_lab.tasks import get_task
-from vpo_lab.train.prompts import group_size_of
+from vpo_lab.train.prompts import rollouts_per_prompt
 
 
 def find_results(run: Path, profile: Profile) -> Path:
@@ -445,7 +445,7 @@ def _answers(world: str, variant: str, steps: int, m: int) -> str:
         return "–"
     profile = Job(Path(), world, variant, 0).profile
     prompts = profile.rl.rollouts // profile.rl.group_size
-    return f"{steps * prompts * group_size_of(profile, VARIANTS[variant].method) * m / 1e3:.0f}"
+    return f"{steps * prompts * rollouts_per_prompt(profile, VARIANTS[variant].method) * m / 1e3:.0f}"
 
 
 def _temperature_table(tables: Tables) -> str:

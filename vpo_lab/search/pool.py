@@ -18,7 +18,7 @@ from vpo_lab.runs import POLICY, pool_path
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import candidates_of, load_rows, render_prompt, some_goal
+from vpo_lab.train.prompts import answers_per_rollout, load_rows, render_prompt, sample_goal
 from vpo_lab.train.sampling import sample
 
 SOLVED = 1 - 1e-9
@@ -109,7 +109,7 @@ def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: s
     task = get_task(profile.task)
     stage = "sft" if name == "sft_chain" else name
     method = method or name
-    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else candidates_of(profile, method)
+    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else answers_per_rollout(profile, method)
     states_goal = method in METHODS and METHODS[method].states_goal
     model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
     rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
@@ -137,7 +137,7 @@ def sample_pool(
     chains = math.ceil(settings.candidates / m)
     rng = np.random.default_rng([seed, 4])
     prompts = [
-        render_prompt(tokenizer, row["prompt"], m, some_goal(task, rng) if states_goal else None)
+        render_prompt(tokenizer, row["prompt"], m, sample_goal(task, rng) if states_goal else None)
         for row in rows
         for _ in range(chains)
     ]

@@ -16,12 +16,19 @@ import numpy as np
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.methods import Method, get_method
-from vpo_lab.processes import environment_kept, first_ones, rank, wait_for_all
+from vpo_lab.processes import broadcast, environment_kept, rank, wait_for_all
 from vpo_lab.runs import POLICY, TRAIN_UNTIL, _stop_at, default_run_dir, is_finished, only_one_in, open_run
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import candidates_of, group_size_of, load_rows, method_of, render_prompt, some_goal
+from vpo_lab.train.prompts import (
+    answers_per_rollout,
+    load_rows,
+    method_of,
+    render_prompt,
+    rollouts_per_prompt,
+    sample_goal,
+)
 from vpo_lab.train.rollouts import VectorReward
 from vpo_lab.train.sft import train_sft
 from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
@@ -43,13 +50,13 @@ def train_rl(
     if is_finished(stage):
         return stage / POLICY
     task = get_task(profile.task)
-    m = candidates_of(profile, method_name)
+    m = answers_per_rollout(profile, method_name)
     model, tokenizer = load_policy(profile, task, run_dir / start / POLICY, seed)
 
     # Late, because Unsloth rebinds it when the policy is loaded.
     from trl import GRPOConfig
 
-    group_size = group_size_of(profile, method_name)
+    group_size = rollouts_per_prompt(profile, method_name)
     rollouts = rl.rollouts // rl.group_size * group_size
     shape = _split("rl.rollouts", rollouts, rl.micro_rollouts)
     looks = profile.evaluation.every
@@ -87,7 +94,7 @@ def train_rl(
         save_steps=rl.checkpoint_every,
     )
     reward = VectorReward(task, method, m, group_size, seed, tokenizer)
-    watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watched) if looks else []
+    watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watch_requests) if looks else []
 
     with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         # Left as TRL's vLLM sets them, a second trainer would believe that it is one of several.
@@ -126,7 +133,7 @@ def _prompts_and_golds(task: Task, tokenizer, method: Method, m: int, rows: list
     """What TRL reads. The prompts of `goal_conditioned` state a weighting each, which the reward is told too."""
     from datasets import Dataset
 
-    goals = [some_goal(task, rng) if method.states_goal else None for _ in rows]
+    goals = [sample_goal(task, rng) if method.states_goal else None for _ in rows]
     prompts = [render_prompt(tokenizer, row["prompt"], m, goal) for row, goal in zip(rows, goals, strict=True)]
     columns = {"prompt": prompts, "gold": [row["gold"] for row in rows]}
     return Dataset.from_dict({**columns, **({"goal": goals} if method.states_goal else {})})
@@ -155,7 +162,7 @@ def train_stages(
         open_run(run, profile, seed)
     wait_for_all()
     if max_hours is not None:
-        os.environ[TRAIN_UNTIL] = str(first_ones(time.time() + 3600 * max_hours))
+        os.environ[TRAIN_UNTIL] = str(broadcast(time.time() + 3600 * max_hours))
     sharing = replace(profile, methods=methods)  # only these have a share of the hours
     with only_one_in(run) if rank() == 0 else nullcontext():
         return [

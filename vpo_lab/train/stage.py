@@ -18,10 +18,10 @@ from pathlib import Path
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import atomic_folder, explain_full_disk, write_bytes, write_json
-from vpo_lab.processes import first_ones, rank, say, wait_for_all, world_size
+from vpo_lab.processes import broadcast, print0, rank, wait_for_all, world_size
 from vpo_lab.runs import (
+    EVAL_LOG,
     LOG,
-    LOOKS,
     POLICY,
     STOPPED,
     _drop_log_after,
@@ -52,7 +52,7 @@ def run_stage(
     trainer.remove_callback(PrinterCallback)
     checkpoint, complaints = last_good_checkpoint(stage / "checkpoints")
     for complaint in complaints:
-        say(complaint)
+        print0(complaint)
     trainer.add_callback(_stage_callback(stage, steps, title, stop_at, example))
     with explain_full_disk(stage):
         stage.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def run_stage(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt:
             kept, _ = last_good_checkpoint(stage / "checkpoints")
-            say(f"\n{title} interrupted: the same call goes on from {kept.name if kept else 'the beginning'}")
+            print0(f"\n{title} interrupted: the same call goes on from {kept.name if kept else 'the beginning'}")
             raise
         done = trainer.state.global_step
         if rank() == 0 and done < steps:
@@ -69,7 +69,7 @@ def run_stage(
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         policy = stage / POLICY
         with atomic_folder(policy) if rank() == 0 else nullcontext(policy) as folder:
-            folder = Path(first_ones(str(folder)))
+            folder = Path(broadcast(str(folder)))
             trainer.save_model(str(folder))  # by all: a sharded model has to be put together
             if rank() == 0:
                 trainer.processing_class.save_pretrained(str(folder))
@@ -80,7 +80,9 @@ def run_stage(
                 (stage / STOPPED).unlink(missing_ok=True)
         wait_for_all()
     if done < steps:
-        say(f"{title} stopped after step {done} of {steps}, its time was up: a run with more hours goes on from there")
+        print0(
+            f"{title} stopped after step {done} of {steps}, its time was up: a run with more hours goes on from there"
+        )
     return policy
 
 
@@ -95,14 +97,14 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, 
             self.log = []
             self.view = LiveView(title, example) if someone_looks() else None
             if rank() == 0:
-                for name in (LOG, LOOKS):
+                for name in (LOG, EVAL_LOG):
                     _drop_log_after(stage / name, state.global_step)
                 if (stage / LOG).exists():
                     self.log = read_log(stage)
 
         def on_step_end(self, args, state, control, **_):
             self.progress.update(state.global_step)
-            if stop_at is not None and first_ones(time.time() >= stop_at):
+            if stop_at is not None and broadcast(time.time() >= stop_at):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, args, state, control, **_):
@@ -116,7 +118,7 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, 
             is_look = any(key.startswith("eval_") for key in logs)
             logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
             entry = {"step": state.global_step, **{k: round(v, 6) for k, v in logs.items() if _is_kept(k, v)}}
-            with open(stage / (LOOKS if is_look else LOG), "a") as file:
+            with open(stage / (EVAL_LOG if is_look else LOG), "a") as file:
                 file.write(json.dumps(entry) + "\n")
             if not is_look:
                 self.progress.note(entry)
@@ -210,7 +212,7 @@ def _can_track(stage: Path) -> bool:
     if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
         return False
     if find_spec("wandb") is None:
-        say("a W&B key is set but wandb is not installed: logged to files only (pip install wandb)")
+        print0("a W&B key is set but wandb is not installed: logged to files only (pip install wandb)")
         return False
     mark = stage / "wandb_id"
     if rank() == 0 and not mark.exists():
