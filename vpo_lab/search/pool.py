@@ -14,7 +14,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import METHODS
 from vpo_lab.metrics import mean_reward
-from vpo_lab.runs import POLICY, pool_path
+from vpo_lab.runs import Run
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
@@ -96,14 +96,14 @@ def pool_names(profile: Profile) -> list[str]:
     return ["sft", "sft_chain", *profile.methods]
 
 
-def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: str = "", suffix: str = "") -> Pool:
+def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = "", suffix: str = "") -> Pool:
     """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
 
     `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
     folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
     pools of one policy apart.
     """
-    path = pool_path(run_dir, name + suffix)
+    path = run.pool(name + suffix)
     if path.exists():
         return Pool.load(path)
     task = get_task(profile.task)
@@ -111,7 +111,7 @@ def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: s
     method = method or name
     m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else answers_per_rollout(profile, method)
     states_goal = method in METHODS and METHODS[method].states_goal
-    model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
+    model, tokenizer = load_policy(profile, task, run.stage(stage).policy, seed)
     rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
     pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
     pool.save(path)

@@ -11,6 +11,7 @@ from vpo_lab.show.budgets import (
     tokens_curve,
     worlds,
 )
+from vpo_lab.show.live import inline_pictures
 from vpo_lab.show.mechanism import TOY_ANSWERS, TOY_CHAINS, mechanism
 from vpo_lab.show.style import (
     LOG_LABEL,
@@ -40,6 +41,8 @@ from vpo_lab.show.vectors import (
     winner_regions,
     wins_somewhere,
 )
+
+inline_pictures()
 
 __all__ = [
     "LOG_LABEL",

@@ -16,7 +16,7 @@ from vpo_lab.chains import join_chain
 from vpo_lab.config import Profile
 from vpo_lab.files import read_json, write_json
 from vpo_lab.processes import gather, print0, rank, wait_for_all, world_size
-from vpo_lab.runs import POLICY, has_policy, is_finished
+from vpo_lab.runs import Run, Stage
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.policy import load_policy
@@ -104,30 +104,32 @@ def pack_chain(gold: str, samples: list[str], n: int, rng: np.random.Generator) 
 # --- Stage 1: SFT warmup ----------------------------------------------------------------------
 
 
-def train_sft(profile: Profile, run_dir: Path, seed: int, *, name: str = "sft") -> Path:
+def train_sft(profile: Profile, run: Run, seed: int, *, name: str = "sft") -> Path:
     """Teach the answer format, single and as a chain of M. Returns the folder of the policy.
 
-    `name` is the folder of the stage in the run. Half of the rows ask for one answer, half for M; before
+    `name` is that of the stage in the run. Half of the rows ask for one answer, half for M; before
     chains are packed from the policy's own samples (`sft.chains`), it learns the format from golds alone, in
     a stage within the stage. Finished work is not repeated; a killed stage continues from its last whole
-    checkpoint.
+    checkpoint. LabError if another process trains the stage.
     """
-    stage, task = run_dir / name, get_task(profile.task)
-    if is_finished(stage):
-        return stage / POLICY
-    start, demonstrate = None, task.demonstrations
-    if profile.sft.chains == "own":
-        start, samples = stage / SINGLE / POLICY, stage / SAMPLES
-        if not has_policy(stage / SINGLE):
-            _imitate(profile, task, stage / SINGLE, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
-        demonstrate = own_demonstrations(profile, task, start, samples, seed)
-    return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
+    stage, task = run.stage(name), get_task(profile.task)
+    if stage.is_finished():
+        return stage.policy
+    with stage.lock():
+        start, demonstrate = None, task.demonstrations
+        if profile.sft.chains == "own":
+            single = stage.stage(SINGLE)
+            if not single.has_policy():
+                _imitate(profile, task, single, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
+            start = single.policy
+            demonstrate = own_demonstrations(profile, task, start, stage / SAMPLES, seed)
+        return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
 
 
 def _imitate(
     profile: Profile,
     task: Task,
-    stage: Path,
+    stage: Stage,
     steps: int,
     start: Path | None,
     seed: int,
