@@ -41,7 +41,7 @@ def run(
     from vpo_lab.course.notebooks import run_pipeline
     from vpo_lab.course.results import print_summary
 
-    overrides = _overrides(settings, data)
+    overrides = overrides_of(settings, data)
     parameters = assignments(parameter, "-p")
     try:
         path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None, max_hours)
@@ -68,7 +68,7 @@ def train(
     from vpo_lab.processes import print0
     from vpo_lab.train.rl import train_stages
 
-    overrides = _overrides(settings, data)
+    overrides = overrides_of(settings, data)
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
         print0(str(policy))
 
@@ -168,7 +168,7 @@ def doctor() -> None:
     raise typer.Exit(print_report())
 
 
-def _overrides(settings: list[str] | None, data: str) -> dict:
+def overrides_of(settings: list[str] | None, data: str) -> dict:
     """Return profile fields to change. Folders named from here become absolute: notebooks run in another folder."""
     overrides = assignments(settings, "--set") | ({"data": data} if data else {})
     for name in ("data", "policy.model"):
