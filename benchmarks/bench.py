@@ -274,7 +274,7 @@ def bench_training_step() -> list[Row]:
     # Heavy, and only needed here.
     from vpo_lab.config import get_profile
     from vpo_lab.runs import read_log
-    from vpo_lab.train.prompts import group_size_of
+    from vpo_lab.train.prompts import rollouts_per_prompt
     from vpo_lab.train.sft import train_sft
 
     profile = get_profile("tiny", {"sft.steps": 150, **FROZEN})
@@ -297,7 +297,7 @@ def bench_training_step() -> list[Row]:
             blocks = sorted(cpu[0] + cpu[1])
             share = statistics.median(entry["reward_seconds"] / entry["step_time"] for entry in log)
             seconds = statistics.median(entry["step_time"] for entry in log)
-            group_size = group_size_of(profile, method)
+            group_size = rollouts_per_prompt(profile, method)
             size = f"B={rl.rollouts // rl.group_size * group_size} G={group_size} K={rl.weight_draws}"
             note = (
                 f"CPU time per token, the same tokens; {cpu_runs[0]:.3f} started first, {cpu_runs[1]:.3f} second; "

@@ -41,7 +41,7 @@ def run(
     from vpo_lab.course.notebooks import run_pipeline
     from vpo_lab.course.results import print_summary
 
-    overrides = _overrides(settings, data)
+    overrides = overrides_of(settings, data)
     parameters = assignments(parameter, "-p")
     try:
         path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None, max_hours)
@@ -65,12 +65,12 @@ def train(
 
     `vpo-lab run` with the same options then finds them trained, evaluates and reports.
     """
-    from vpo_lab.processes import say
+    from vpo_lab.processes import print0
     from vpo_lab.train.rl import train_stages
 
-    overrides = _overrides(settings, data)
+    overrides = overrides_of(settings, data)
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
-        say(str(policy))
+        print0(str(policy))
 
 
 @app.command()
@@ -86,13 +86,13 @@ def experiment(
     """Train methods x seeds x worlds, resumable; write all that is done below the folder to CSV files."""
     from vpo_lab.course.experiment import collect, finished, plan, run_experiment
 
-    jobs = plan(Path(folder), worlds or [], variants or [], seeds or [])
+    jobs = plan(_path(folder), worlds or [], variants or [], seeds or [])
     try:
         undone = [] if collect_only else run_experiment(jobs, workers)
     except KeyboardInterrupt:
         print("stopped; the same command continues where it was", file=sys.stderr)
         raise typer.Exit(130) from None
-    for path in collect(finished(Path(folder)), Path(out)):
+    for path in collect(finished(_path(folder)), _path(out)):
         print(path)
     if undone:
         raise LabError(f"{len(undone)} jobs failed, first {undone[0].folder / undone[0].variant / 'job.log'}: read it")
@@ -110,12 +110,12 @@ def figures(
     from vpo_lab.course.figures import draw_experiment_figures, draw_figures
     from vpo_lab.course.results import read_tables, update_expected, update_notebooks, update_results_page
 
-    paths = draw_figures(Path(results), Path(out))
-    if Path(experiment).is_dir():
-        paths += draw_experiment_figures(Path(experiment), Path(out))
-        page = Path(experiment).parent / "README.md"
+    paths = draw_figures(_path(results), _path(out))
+    if _path(experiment).is_dir():
+        paths += draw_experiment_figures(_path(experiment), _path(out))
+        page = _path(experiment).parent / "README.md"
         if page.exists():
-            tables = read_tables(Path(experiment))
+            tables = read_tables(_path(experiment))
             update_results_page(page, tables)
             root = page.parent.parent
             paths += [page, *update_notebooks(root / "notebooks", tables)]
@@ -133,7 +133,7 @@ def explorer(
     """Build the page on which anyone can turn the weights in a browser, without a kernel."""
     from vpo_lab.course.page import write_explorer
 
-    print(write_explorer(Path(results), Path(experiment), Path(out)))
+    print(write_explorer(_path(results), _path(experiment), _path(out)))
 
 
 @app.command()
@@ -143,10 +143,12 @@ def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder."
     from vpo_lab.course.notebooks import publish as publish_run
     from vpo_lab.course.results import update_readme
     from vpo_lab.files import read_json
+    from vpo_lab.runs import Run
 
-    for path in publish_run(Path(run_dir)):
+    run = Run(_path(run_dir))
+    for path in publish_run(run):
         print(path)
-    update_readme(notebook_folder().parent / "README.md", read_json(Path(run_dir) / "summary.json"))
+    update_readme(notebook_folder().parent / "README.md", read_json(run.summary))
 
 
 @app.command()
@@ -154,7 +156,7 @@ def site(out: Annotated[str, typer.Option(help="Folder of the pages.")] = "site"
     """Build the course as static pages that need no network; write the repository's address into the notebooks."""
     from vpo_lab.site import address, build_site
 
-    for path in [*address(), *build_site(Path(out))]:
+    for path in [*address(), *build_site(_path(out))]:
         print(path)
 
 
@@ -166,15 +168,19 @@ def doctor() -> None:
     raise typer.Exit(print_report())
 
 
-def _overrides(settings: list[str] | None, data: str) -> dict:
-    """Profile fields to change. Folders named from here become absolute: notebooks run in another folder."""
-    overrides = assignments(settings, "--set")
-    if data:
-        overrides["data"] = str(Path(data).resolve())
-    model = overrides.get("policy.model")
-    if isinstance(model, str) and Path(model).is_dir():
-        overrides["policy.model"] = str(Path(model).resolve())
+def overrides_of(settings: list[str] | None, data: str) -> dict:
+    """Return profile fields to change. Folders named from here become absolute: notebooks run in another folder."""
+    overrides = assignments(settings, "--set") | ({"data": data} if data else {})
+    for name in ("data", "policy.model"):
+        value = overrides.get(name)
+        if isinstance(value, str) and value and (name == "data" or _path(value).is_dir()):
+            overrides[name] = str(_path(value).resolve())
     return overrides
+
+
+def _path(text: str) -> Path:
+    """Return the path that a user wrote; shells leave the "~" of `--out=~/x` as it is."""
+    return Path(text).expanduser()
 
 
 def assignments(items: list[str] | None, option: str) -> dict:

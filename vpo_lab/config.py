@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+import re
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from functools import reduce
 
 from vpo_lab.errors import LabError
 
@@ -84,8 +86,8 @@ class Evaluation:
     top_p: float = 1.0
     batch: int = 600  # completions sampled at once
     bootstrap: int = 2000
-    every: int = 0  # RL steps between two looks at held-out requests while training; 0: none
-    watched: int = 16  # requests of such a look
+    every: int = 0  # RL steps between two evaluations on held-out requests while training; 0: none
+    watch_requests: int = 16  # held-out requests of such an evaluation
 
 
 @dataclass(frozen=True)
@@ -102,112 +104,113 @@ class Profile:
     minutes: str = field(default="", compare=False)  # what a reader should expect, for the display
 
     def with_overrides(self, overrides: dict | None) -> Profile:
-        """A copy with dotted fields replaced, e.g. {"rl.steps": 2}; LabError on an unknown field."""
+        """Return a copy with dotted fields replaced, e.g. {"rl.steps": 2}; LabError on an unknown field."""
         profile = self
         for path, value in (overrides or {}).items():
             profile = _replace_path(profile, path, path.split("."), value)
         return profile.checked()
 
-    def checked(self) -> Profile:
-        """Itself, if it can be run; a LabError that names the first field that cannot."""
-        rl, evaluation = self.rl, self.evaluation
-        rules = [
-            (rl.candidates >= 1, f"rl.candidates (M) = {rl.candidates}: at least 1"),
-            (rl.weight_draws >= 1, f"rl.weight_draws (K) = {rl.weight_draws}: at least 1"),
-            (rl.alpha > 0, f"rl.alpha = {rl.alpha}: must be positive"),
-            (rl.sampler in ("sobol", "iid"), f"rl.sampler = {rl.sampler!r}: 'sobol' or 'iid'"),
-            (self.sft.chains in ("task", "own"), f"sft.chains = {self.sft.chains!r}: 'task' or 'own'"),
-            (
-                self.sft.chains == "task" or self.sft.own_samples >= rl.candidates,
-                f"sft.own_samples = {self.sft.own_samples}: at least rl.candidates (M) = {rl.candidates}",
-            ),
-            (0 < self.policy.gpu_share < 1, f"policy.gpu_share = {self.policy.gpu_share}: between 0 and 1"),
-            (
-                evaluation.every >= 0 and evaluation.watched >= 1,
-                f"evaluation.every = {evaluation.every}: 0 (never) or more; evaluation.watched: at least 1",
-            ),
-            (
-                self.policy.backend == "scratch" or self.policy.lora_rank > 0 or self.policy.dtype == "float32",
-                "policy.lora_rank = 0 trains all weights, and bfloat16 ones are too coarse for small steps: "
-                "set policy.dtype = float32 too",
-            ),
-            (
-                self.policy.backend != "unsloth" or self.policy.lora_rank > 0,
-                "policy.lora_rank = 0: unsloth trains adapters here; set policy.backend = transformers or vllm",
-            ),
-            (
-                not self.policy.vllm_server or "://" in self.policy.vllm_server,
-                f"policy.vllm_server = {self.policy.vllm_server!r}: write an address such as http://127.0.0.1:8000",
-            ),
-            (rl.credit in ("set", "answer"), f"rl.credit = {rl.credit!r}: 'set' or 'answer'"),
-            (rl.duplicates in ("keep", "drop"), f"rl.duplicates = {rl.duplicates!r}: 'keep' or 'drop'"),
-            (rl.diversity >= 0, f"rl.diversity = {rl.diversity}: 0 (none) or more"),
-            (rl.micro_rollouts >= 0 and self.sft.micro_rows >= 0, "micro_rollouts, micro_rows: 0 or more"),
-            (rl.learning_rate > 0 and self.sft.learning_rate > 0, "learning rates must be positive"),
-            (rl.temperature > 0 and evaluation.temperature > 0, "temperatures must be positive"),
-            (self.sft.batch_rows >= 1 and evaluation.bootstrap >= 1, "sft.batch_rows and bootstrap: at least 1"),
-            (rl.group_size >= 2, f"rl.group_size (G) = {rl.group_size}: at least 2, or nothing is compared"),
-            (
-                rl.rollouts >= rl.group_size and rl.rollouts % max(rl.group_size, 1) == 0,
-                f"rl.rollouts (B) = {rl.rollouts}: must be a multiple of rl.group_size = {rl.group_size}",
-            ),
-            (
-                1 <= rl.pool <= rl.group_size - (rl.credit == "set") and (rl.pool == 1 or rl.shared_draws),
-                f"rl.pool = {rl.pool}: 1 to rl.group_size = {rl.group_size}, below it with credit 'set' (all rollouts "
-                "would earn the same), and above 1 only with rl.shared_draws",
-            ),
-            (
-                0 <= rl.at_k < rl.group_size * rl.candidates,
-                f"rl.at_k = {rl.at_k}: 0 (half of the group) or below its {rl.group_size * rl.candidates} answers",
-            ),
-            (
-                rl.micro_rollouts <= 0 or rl.rollouts % rl.micro_rollouts == 0,
-                f"rl.micro_rollouts = {rl.micro_rollouts}: must divide rl.rollouts = {rl.rollouts}",
-            ),
-            (
-                self.sft.micro_rows <= 0 or self.sft.batch_rows % self.sft.micro_rows == 0,
-                f"sft.micro_rows = {self.sft.micro_rows}: must divide sft.batch_rows = {self.sft.batch_rows}",
-            ),
-            (
-                min(self.sft.steps, self.sft.gold_steps, rl.steps) >= 1,
-                "sft.steps, sft.gold_steps, rl.steps: at least 1",
-            ),
-            (rl.checkpoint_every >= 1, f"rl.checkpoint_every = {rl.checkpoint_every}: at least 1"),
-            (
-                min(evaluation.requests, rl.train_rows, self.sft.train_rows) >= 0,
-                "evaluation.requests, rl.train_rows and sft.train_rows: 0 (all) or more",
-            ),
-            (evaluation.batch >= 1 and self.policy.max_answer_tokens >= 1, "batch, max_answer_tokens: at least 1"),
-            (0 < evaluation.top_p <= 1, f"evaluation.top_p = {evaluation.top_p}: above 0, at most 1"),
-            (
-                evaluation.candidates % max(rl.candidates, 1) == 0,
-                f"evaluation.candidates = {evaluation.candidates}: must be a multiple of M = {rl.candidates}",
-            ),
-            (
-                max(evaluation.budgets, default=0) <= evaluation.candidates and min(evaluation.budgets, default=0) >= 1,
-                f"evaluation.budgets = {evaluation.budgets}: each between 1 and {evaluation.candidates}",
-            ),
-        ]
-        for holds, message in rules:
-            if not holds:
-                raise LabError(f"profile {self.name!r}: {message}")
+    def checked(self, rules: tuple[str, ...] = ()) -> Profile:
+        """Return itself, if it keeps the rules (or all `RULES`); LabError that names the first broken one."""
+        for rule in rules or RULES:
+            rule, _, advice = rule.partition("  # ")
+            if not eval(rule, {"__builtins__": {"max": max, "min": min}}, vars(self)):
+                values = ", ".join(f"{path} = {reduce(getattr, path.split('.'), self)!r}" for path in _paths_in(rule))
+                raise LabError(f"profile {self.name!r}: {rule} does not hold ({values}){': ' * bool(advice)}{advice}")
         return self
 
     def settings(self) -> dict:
-        """What results depend on, as JSON holds it. A field at its default is left out: new fields change nothing."""
-        settings = {k: v for k, v in _unusual(self).items() if k not in ("minutes", "track")}
-        return json.loads(json.dumps(settings))
+        """Return what results depend on, as JSON holds it: {"rl.steps": 600, ...}."""
+        values = json.loads(json.dumps(_flat(asdict(self))))
+        return {path: value for path, value in values.items() if path not in NEUTRAL}
 
     def fingerprint(self) -> str:
-        """12 hex digits that change when any setting that affects results changes."""
-        settings = self.settings()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        """Return 12 hex digits that change when any setting that affects results changes."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _unusual(node) -> dict:
-    """The fields of a dataclass that have no default, or another value than it."""
-    values = {f.name: getattr(node, f.name) for f in fields(node) if getattr(node, f.name) != f.default}
-    return {name: _unusual(value) if is_dataclass(value) else value for name, value in values.items()}
+# What a run may be continued with another value of: none of these changes what is trained or measured.
+NEUTRAL = (
+    "name", "minutes", "track", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows", "rl.micro_rollouts",
+    "rl.checkpoint_every", "evaluation.batch",
+)  # fmt: skip
+
+# What has to hold, read from left to right; behind "#" what to do.
+RULES = (
+    "rl.candidates >= 1",
+    "rl.weight_draws >= 1",
+    "rl.alpha > 0",
+    "rl.sampler in ('sobol', 'iid')",
+    "rl.credit in ('set', 'answer')",
+    "rl.duplicates in ('keep', 'drop')",
+    "rl.diversity >= 0",
+    "rl.learning_rate > 0",
+    "rl.temperature > 0",
+    "rl.steps >= 1",
+    "rl.checkpoint_every >= 1",
+    "rl.train_rows >= 0",
+    "rl.group_size >= 2  # one rollout would be compared with nothing",
+    "rl.rollouts >= rl.group_size and rl.rollouts % rl.group_size == 0",
+    "rl.micro_rollouts >= 0 and rl.rollouts % (rl.micro_rollouts or 1) == 0",
+    "1 <= rl.pool <= rl.group_size - (rl.credit == 'set')  # with credit 'set' all rollouts would earn the same",
+    "rl.pool == 1 or rl.shared_draws",
+    "0 <= rl.at_k < rl.group_size * rl.candidates  # 0: half of the group",
+    "sft.steps >= 1",
+    "sft.gold_steps >= 1",
+    "sft.batch_rows >= 1",
+    "sft.micro_rows >= 0 and sft.batch_rows % (sft.micro_rows or 1) == 0",
+    "sft.learning_rate > 0",
+    "sft.train_rows >= 0",
+    "sft.chains in ('task', 'own')",
+    "sft.chains == 'task' or sft.own_samples >= rl.candidates",
+    "policy.max_answer_tokens >= 1",
+    "0 < policy.gpu_share < 1",
+    "policy.vllm_server == '' or '://' in policy.vllm_server  # write an address such as http://127.0.0.1:8000",
+    "policy.lora_rank > 0 or policy.backend != 'unsloth'  # set policy.backend = transformers or vllm",
+    "policy.lora_rank > 0 or policy.backend == 'scratch' or policy.dtype == 'float32'"
+    "  # set policy.dtype = float32: bfloat16 weights are too coarse for small steps",
+    "evaluation.requests >= 0",
+    "evaluation.batch >= 1",
+    "evaluation.bootstrap >= 1",
+    "evaluation.every >= 0",
+    "evaluation.watch_requests >= 1",
+    "evaluation.temperature > 0",
+    "0 < evaluation.top_p <= 1",
+    "evaluation.candidates % rl.candidates == 0",
+    "evaluation.budgets and 1 <= min(evaluation.budgets) and max(evaluation.budgets) <= evaluation.candidates",
+)
+
+
+def _paths_in(rule: str) -> dict[str, None]:
+    return dict.fromkeys(re.findall(r"\b(?:rl|sft|policy|evaluation)\.\w+|\bmethods\b", rule))
+
+
+def checked_seed(seed: int) -> int:
+    """Return the seed; LabError unless it is from 0 to 2**31 - 1, which every generator here takes."""
+    if not 0 <= seed < 2**31:
+        raise LabError(f"seed = {seed}: choose one from 0 to {2**31 - 1}")
+    return seed
+
+
+def differences(theirs: dict, mine: dict) -> dict[str, tuple]:
+    """Return {field: (their value, mine)} where two `settings` differ; a field that one lacks has its default there."""
+    theirs, mine = _flat(theirs), _flat(mine)
+    defaults = {f"{name}.{f.name}": f.default for name, part in SECTIONS.items() for f in fields(part)}
+    defaults |= {f.name: f.default for f in fields(Profile)}
+    defaults = json.loads(json.dumps({path: None if value is MISSING else value for path, value in defaults.items()}))
+    found = {path: tuple(side.get(path, defaults.get(path)) for side in (theirs, mine)) for path in {**theirs, **mine}}
+    return {path: pair for path, pair in found.items() if pair[0] != pair[1] and path not in NEUTRAL}
+
+
+SECTIONS = {"policy": Policy, "sft": SFT, "rl": RL, "evaluation": Evaluation}
+
+
+def _flat(values: dict, above: str = "") -> dict:
+    """{"rl": {"steps": 2}} as {"rl.steps": 2}."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
 
 
 def _replace_path(node, path: str, parts: list[str], value):
@@ -231,7 +234,8 @@ def _replace_path(node, path: str, parts: list[str], value):
     elif isinstance(current, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(current):
-        raise LabError(f"override {path}={value!r}: expected {type(current).__name__}, as in the present {current!r}")
+        form = f"a list such as '{json.dumps(current)}'" if isinstance(current, tuple) else type(current).__name__
+        raise LabError(f"override {path}={value!r}: expected {form}, now it is {current!r}")
     return replace(node, **{head: value})
 
 
@@ -307,7 +311,7 @@ PROFILES = {
 
 
 def get_profile(name: str, overrides: dict | None = None) -> Profile:
-    """The profile of that name with dotted overrides; LabError if the name or a field is unknown."""
+    """Return the profile of that name with dotted overrides; LabError if the name or a field is unknown."""
     if name not in PROFILES:
         raise LabError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name].with_overrides(overrides)

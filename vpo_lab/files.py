@@ -34,6 +34,11 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
+def encodable(text: str) -> str:
+    """Return the text with U+FFFD for each half of a surrogate pair: UTF-8 has none, a model's JSON escapes may."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: readers see the old content or the new, never a part."""
     path = Path(path)
@@ -55,8 +60,7 @@ def write_json(path: Path, value: object) -> None:
     path = Path(path)
     indent = None if path.suffix == ".gz" else 1
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    # A lone surrogate is a legal model output but not legal UTF-8.
-    data = text.encode("utf-8", errors="replace")
+    data = encodable(text).encode()
     write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
@@ -68,6 +72,8 @@ def read_json(path: Path) -> object:
         return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except FileNotFoundError as error:
         raise LabError(f"{path} does not exist: run the step that makes it first") from error
+    except PermissionError as error:
+        raise LabError(f"{path} cannot be read ({error.strerror}): ask its owner, or choose another folder") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise LabError(f"{path} is damaged ({error}): delete it and run again, it will be rebuilt") from error
 

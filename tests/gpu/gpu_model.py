@@ -52,7 +52,7 @@ def profile_here(model: Path, data: Path, backend: str, changes: dict | None = N
         "rl.steps": 2,
         "rl.warmup_steps": 0,  # or the first step would have a learning rate of 0
         "evaluation.every": 2,
-        "evaluation.watched": 2,
+        "evaluation.watch_requests": 2,
     }
     if small:
         settings["policy.max_answer_tokens"] = 12

@@ -29,7 +29,7 @@ from gpu_model import (
 from gpu_watch import Watch, watched
 
 from vpo_lab.files import write_json
-from vpo_lab.runs import LOOKS, POLICY, read_log
+from vpo_lab.runs import EVAL_LOG, POLICY, read_log
 from vpo_lab.tasks import get_task
 from vpo_lab.train import rl as training
 from vpo_lab.train.gpu import set_adapter
@@ -85,7 +85,7 @@ def stages(spec: dict, report: dict) -> None:
                 training.train_sft(profile, run, seed=0)
         seen = {"steps": watch.steps, "memory": memory.peaks(), "before": before, "after": memory_now(spec["before"])}
         seen["probe"], seen["log"] = watch.probed, read_log(run / stage)
-        seen["looks"] = read_log(run / stage, LOOKS) if method else []
+        seen["looks"] = read_log(run / stage, EVAL_LOG) if method else []
         seen["moved"] = moved(run / stage / POLICY, run / "sft" / POLICY if method else None)
         seen["differs_when_loaded"] = differs_when_loaded(profile, run / stage / POLICY)
         report[stage] = seen

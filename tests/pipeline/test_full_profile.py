@@ -12,7 +12,7 @@ import pytest
 from small_qwen3 import build_model, copy_rows
 
 from vpo_lab.files import read_json
-from vpo_lab.runs import LOOKS, read_log
+from vpo_lab.runs import EVAL_LOG, read_log
 
 SETTINGS = {
     "policy.backend": "transformers",  # no CUDA for Unsloth and vLLM
@@ -27,7 +27,7 @@ SETTINGS = {
     "evaluation.candidates": 6,
     "evaluation.budgets": [1, 3, 6],
     "evaluation.every": 2,
-    "evaluation.watched": 2,
+    "evaluation.watch_requests": 2,
 }
 
 
@@ -89,9 +89,9 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
         assert not (run / stage / "policy" / "model.safetensors").exists()
     samples = read_json(run / "sft" / "own_samples.json.gz")
     assert len(samples) == 8 and not any(samples.values())  # random text has no form: chains repeat the gold
-    assert [entry["step"] for entry in read_log(run / "sft" / "golds")] == [1, 2]
+    assert [entry["step"] for entry in read_log(run / "sft" / "sft_single")] == [1, 2]
     for stage in ("grpo", "vpo"):
-        looks = read_log(run / stage, LOOKS)
+        looks = read_log(run / stage, EVAL_LOG)
         assert [look["step"] for look in looks] == [2, 3]  # every second step, and the last
         assert {"mean_reward", "best_of_rollout", "best_of_group", "set_reward"} <= set(looks[0])
     summary = read_json(run / "summary.json")
@@ -100,7 +100,7 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
 
 def test_wandb_logs_each_stage_as_one_run_and_nothing_leaves_the_machine(root):
     runs = {path.name.rpartition("-")[2] for path in (root / "run").rglob("wandb/offline-run-*")}
-    stages = ("sft/golds", "sft", "grpo", "vpo")
+    stages = ("sft/sft_single", "sft", "grpo", "vpo")
     marks = {(root / "run" / stage / "wandb_id").read_text() for stage in stages}
     assert runs == marks and len(runs) == 4  # the resumed one goes on in its own
     calls = root / "calls.txt"

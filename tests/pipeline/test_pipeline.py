@@ -11,9 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vpo_lab.course.notebooks import WAVES, as_committed, check_parameters
-from vpo_lab.errors import LabError
-from vpo_lab.runs import only_one_in
+from vpo_lab.course.notebooks import WAVES
 
 NOTEBOOKS = [name for wave in WAVES for name in wave]
 
@@ -111,11 +109,6 @@ def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight
     assert results(run) == results(straight[0])
 
 
-def test_another_process_in_the_same_folder_is_refused(tmp_path):
-    with only_one_in(tmp_path), pytest.raises(LabError, match="in use by another process"), only_one_in(tmp_path):
-        pass
-
-
 def test_a_parameter_that_no_notebook_declares_is_an_error(tmp_path):
     process = start(tmp_path / "run", tmp_path / "calls.txt", "-p", "sed=1")
     output, _ = process.communicate(timeout=60)
@@ -125,16 +118,6 @@ def test_a_parameter_that_no_notebook_declares_is_an_error(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_check_parameters_reads_annotated_and_plain_declarations(tmp_path):
-    declarations = "# note: x = 1\nprofile: str = 'tiny'\nseed = 0"
-    cell = nbformat.v4.new_code_cell(declarations, metadata={"tags": ["parameters"]})
-    path = tmp_path / "n.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
-    check_parameters(path, {"profile": "smoke", "seed": 1})
-    with pytest.raises(LabError, match="'x' is not declared"):
-        check_parameters(path, {"x": 2})
-
-
 def test_a_failing_cell_is_one_line_that_names_notebook_and_error(tmp_path):
     process = start(tmp_path / "run", tmp_path / "calls.txt", "--set", "policy.max_prompt_tokens=3")
     output, _ = process.communicate(timeout=300)
@@ -142,24 +125,3 @@ def test_a_failing_cell_is_one_line_that_names_notebook_and_error(tmp_path):
     assert process.returncode == 1
     assert len(errors) == 1 and "02_sft_warmup" in errors[0] and "max_prompt_tokens" in errors[0]
     assert "Traceback" not in output
-
-
-def test_published_notebooks_carry_outputs_but_no_timings():
-    source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="a")])
-    executed = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell("seed = 3", id="injected"),
-            nbformat.v4.new_code_cell(
-                "1 + 1",
-                id="a",
-                execution_count=7,
-                metadata={"papermill": {"duration": 1}},
-                outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=7)],
-            ),
-        ],
-        metadata={"papermill": {"output_path": "somewhere"}},
-    )
-    result = as_committed(executed, source)
-    assert [cell.id for cell in result.cells] == ["a"]
-    assert result.cells[0].execution_count == result.cells[0].outputs[0].execution_count == 1
-    assert "papermill" not in json.dumps(result)

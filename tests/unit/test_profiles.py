@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 
 import pytest
 
-from vpo_lab.config import PROFILES, get_profile
+from vpo_lab.config import NEUTRAL, PROFILES, checked_seed, differences, get_profile
 from vpo_lab.errors import LabError
 
 
@@ -39,7 +39,8 @@ def test_the_promised_profiles_exist():
         ({"rl.steps": None}, "expected int"),
         ({"rl.alpha": "1"}, "expected float"),
         ({"track": 1}, "expected bool"),
-        ({"methods": "vpo"}, "expected tuple"),
+        ({"methods": "vpo"}, r'\["grpo", '),  # how to write one
+        ({"methods": [1]}, "methods"),
         ({"task": 3}, "expected str"),
     ],
 )
@@ -59,32 +60,50 @@ def test_an_unknown_profile_lists_the_known():
 
 
 @pytest.mark.parametrize(
-    "overrides, hint",
+    "overrides",
     [
-        ({"rl.candidates": 0}, r"\(M\) = 0"),
-        ({"rl.candidates": -1}, r"\(M\) = -1"),
-        ({"rl.weight_draws": 0}, r"\(K\) = 0"),
-        ({"rl.alpha": 0.0}, "alpha = 0.0"),
-        ({"rl.alpha": -1}, "alpha = -1"),
-        ({"rl.alpha": float("nan")}, "alpha = nan"),
-        ({"rl.group_size": 0}, r"\(G\) = 0"),
-        ({"rl.group_size": 1}, r"\(G\) = 1"),
-        ({"rl.rollouts": 14}, r"\(B\) = 14: must be a multiple"),
-        ({"rl.rollouts": 0}, r"\(B\) = 0"),
-        ({"rl.micro_rollouts": 7}, "micro_rollouts = 7"),
-        ({"sft.micro_rows": 7}, "micro_rows = 7"),
-        ({"sft.steps": 0}, "steps"),
-        ({"rl.steps": 0}, "steps"),
-        ({"evaluation.candidates": 25}, "evaluation.candidates = 25"),
-        ({"evaluation.budgets": (1, 25)}, "evaluation.budgets"),
-        ({"evaluation.budgets": (0, 3)}, "evaluation.budgets"),
-        ({"evaluation.budgets": ()}, "evaluation.budgets"),
+        {"rl.candidates": 0},
+        {"rl.weight_draws": 0},
+        {"rl.alpha": 0.0},
+        {"rl.alpha": float("nan")},
+        {"rl.sampler": "halton"},
+        {"rl.group_size": 1},
+        {"rl.rollouts": 14},
+        {"rl.rollouts": 0},
+        {"rl.micro_rollouts": 7},
+        {"rl.at_k": 12},
+        {"rl.steps": 0},
+        {"rl.checkpoint_every": 0},
+        {"sft.micro_rows": 7},
+        {"sft.steps": 0},
+        {"sft.chains": "mine"},
+        {"sft.chains": "own", "sft.own_samples": 2},
+        {"policy.gpu_share": 1.0},
+        {"policy.vllm_server": "localhost"},
+        {"policy.backend": "unsloth"},
+        {"policy.backend": "vllm", "policy.dtype": "bfloat16"},
+        {"evaluation.candidates": 25},
+        {"evaluation.requests": -1},
+        {"evaluation.budgets": (1, 25)},
+        {"evaluation.budgets": (0, 3)},
+        {"evaluation.budgets": ()},
+        {"evaluation.top_p": 0.0},
     ],
+    ids=str,
 )
-def test_a_value_that_cannot_be_run_is_named(overrides, hint):
-    with pytest.raises(LabError, match=hint) as error:
+def test_a_value_that_cannot_be_run_is_named_with_its_field(overrides):
+    with pytest.raises(LabError) as error:
         get_profile("tiny", overrides)
-    assert "'tiny'" in str(error.value) and "\n" not in str(error.value)
+    line = str(error.value)
+    assert "'tiny'" in line and "\n" not in line
+    assert any(f"{path} = {value!r}" in line for path, value in overrides.items()), line
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(LabError, match=str(seed)):
+        checked_seed(seed)
+    assert checked_seed(2**31 - 1) == 2**31 - 1
 
 
 # --- Overrides --------------------------------------------------------------------------------
@@ -129,14 +148,31 @@ def test_fingerprints_tell_profiles_apart_and_are_stable():
         {"sft.learning_rate": 1e-3},
         {"policy.layers": 3},
         {"evaluation.budgets": [1, 2]},
+        {"evaluation.bootstrap": 10},
         {"methods": ["vpo"]},
         {"data": "rows.parquet"},
     ],
+    ids=str,
 )
-def test_a_setting_that_affects_results_changes_the_fingerprint(overrides):
-    assert get_profile("tiny", overrides).fingerprint() != get_profile("tiny").fingerprint()
+def test_a_setting_that_affects_results_is_told_apart_by_name(overrides):
+    before, after = get_profile("tiny"), get_profile("tiny", overrides)
+    assert after.fingerprint() != before.fingerprint()
+    ((path, value),) = overrides.items()
+    assert differences(before.settings(), after.settings()) == {path: (before.settings()[path], value)}
 
 
-def test_display_and_tracking_do_not_change_the_fingerprint():
-    changed = get_profile("tiny", {"minutes": "soon", "track": True})
-    assert changed.fingerprint() == get_profile("tiny").fingerprint()
+def test_what_does_not_affect_results_is_not():
+    changed = {"minutes": "soon", "track": True, "policy.gpu_share": 0.9, "policy.vllm_server": "http://a:1"}
+    changed |= {"sft.micro_rows": 8, "rl.micro_rollouts": 8, "rl.checkpoint_every": 1, "evaluation.batch": 1}
+    assert {"name", *changed} == set(NEUTRAL)
+    before, after = get_profile("tiny"), get_profile("tiny", changed)
+    assert after.fingerprint() == before.fingerprint() and not differences(before.settings(), after.settings())
+
+
+def test_settings_of_an_older_version_are_compared_by_their_defaults():
+    """It knew fewer fields, or kept only those that were not at their default, one section in another."""
+    mine = get_profile("tiny", {"rl.alpha": 2.0}).settings()
+    sparse = {path: value for path, value in mine.items() if path not in ("rl.alpha", "rl.sampler", "data")}
+    nested = {"rl": {path[3:]: sparse.pop(path) for path in list(sparse) if path.startswith("rl.")}}
+    assert differences({**sparse, **nested}, mine) == {"rl.alpha": (1.0, 2.0)}
+    assert differences({**mine, "rl.gone": 3}, mine) == {"rl.gone": (3, None)}

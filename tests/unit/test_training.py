@@ -19,7 +19,7 @@ from vpo_lab.train import policy, rollouts
 from vpo_lab.train import rl as training
 from vpo_lab.train import stage as stages
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import candidates_of, group_size_of, load_rows, render_prompt
+from vpo_lab.train.prompts import answers_per_rollout, load_rows, render_prompt, rollouts_per_prompt
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.rollouts import VectorReward, answer_of_tokens, score_rollouts
 from vpo_lab.train.sft import train_sft
@@ -114,15 +114,15 @@ def test_a_missing_answer_is_a_zero_vector():
 
 def test_only_methods_of_many_answers_get_m_candidates():
     profile = get_profile("smoke")
-    assert {name: candidates_of(profile, name) for name in ("grpo", "gdpo", "vpo", "multi_rlvr")} == {
+    assert {name: answers_per_rollout(profile, name) for name in ("grpo", "gdpo", "vpo", "multi_rlvr")} == {
         "grpo": 1,
         "gdpo": 1,
         "vpo": 3,
         "multi_rlvr": 3,
     }
     # Equal budgets: as many answers for a prompt, in as many rollouts as that takes.
-    assert {name: group_size_of(profile, name) for name in ("grpo", "vpo")} == {"grpo": 12, "vpo": 4}
-    assert group_size_of(get_profile("smoke", {"rl.candidates": 1}), "grpo") == 4
+    assert {name: rollouts_per_prompt(profile, name) for name in ("grpo", "vpo")} == {"grpo": 12, "vpo": 4}
+    assert rollouts_per_prompt(get_profile("smoke", {"rl.candidates": 1}), "grpo") == 4
 
 
 # --- The reward function ----------------------------------------------------------------------

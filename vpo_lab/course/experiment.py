@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 import subprocess
@@ -22,15 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vpo_lab.config import PROFILES, Profile, get_profile
+from vpo_lab.config import PROFILES, Profile, checked_seed, differences, get_profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.metrics import crossed_bootstrap, reward_diversity
-from vpo_lab.runs import LOG, POLICY, only_one_in, pool_path, read_log
+from vpo_lab.processes import without_launcher
+from vpo_lab.runs import Run, Stage, only_one_in
 from vpo_lab.search.pool import Pool, evaluate
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
 from vpo_lab.show.live import duration
-from vpo_lab.train.prompts import group_size_of
+from vpo_lab.train.prompts import rollouts_per_prompt
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 
@@ -104,8 +104,12 @@ class Job:
     seed: int
 
     @property
-    def folder(self) -> Path:
-        return self.root / self.world / f"seed-{self.seed}"
+    def folder(self) -> Run:
+        return Run(self.root / self.world / f"seed-{self.seed}")
+
+    @property
+    def stage(self) -> Stage:
+        return self.folder.stage(self.variant)
 
     @property
     def start(self) -> Job | None:
@@ -129,38 +133,36 @@ class Job:
     @property
     def settings(self) -> dict:
         """What its results depend on."""
-        profile = self.profile
-        settings = {"method": VARIANTS[self.variant].method, **profile.settings()}
+        settings = self.profile.settings()
         if self.start is None:  # how others go on from it is no matter to a start
-            settings["rl"] = {"candidates": profile.rl.candidates}
-        return settings
+            settings = {name: v for name, v in settings.items() if name == "rl.candidates" or name[:3] != "rl."}
+        return {"method": VARIANTS[self.variant].method, **settings}
 
     @property
     def is_done(self) -> bool:
         """Are its policy and pools there? LabError if its folder was made with other settings."""
-        stage = self.folder / self.variant
-        if (stage / SETTINGS).exists() and read_json(stage / SETTINGS) != self.settings:
-            raise LabError(f"{stage} was made with other settings: delete it, or choose another --folder")
-        done = [pool_path(self.folder, name).exists() for name in self.pools]
-        return all(done) and (stage / POLICY).exists()
+        kept = self.stage / SETTINGS
+        if kept.exists() and (found := differences(read_json(kept), self.settings)):
+            line = "; ".join(f"{name} {a!r}, now {b!r}" for name, (a, b) in found.items())
+            raise LabError(f"{self.stage} was made with {line}: choose another --folder")
+        return all(self.folder.pool(name).exists() for name in self.pools) and self.stage.policy.exists()
 
     def run(self) -> None:
         """Train or resume it, then sample its pools; LabError if another process is at it."""
-        stage = self.folder / self.variant
+        run, stage, profile = self.folder, self.stage, self.profile
         method = "" if self.start is None else VARIANTS[self.variant].method
-        stage.mkdir(parents=True, exist_ok=True)
-        with only_one_in(stage):  # the child of a killed experiment may still be at work
+        with only_one_in(stage.folder, "job.lock"):  # the child of a killed experiment may still be at work
             if self.is_done:
                 return
             write_json(stage / SETTINGS, self.settings)
             if self.start is None:
-                train_sft(self.profile, self.folder, self.seed, name=self.variant)
+                train_sft(profile, run, self.seed, name=self.variant)
             else:
-                train_rl(self.profile, method, self.folder, self.seed, name=self.variant, start=self.start.variant)
+                train_rl(profile, method, run, self.seed, name=self.variant, start=self.start.variant)
             for pool in self.pools:
                 name, at, _ = pool.partition("@")
-                profile = self.profile.with_overrides({"evaluation.temperature": COOLER} if at else {})
-                evaluate(profile, name, self.folder, self.seed, method=method, suffix=pool[len(name) :])
+                cooler = profile.with_overrides({"evaluation.temperature": COOLER} if at else {})
+                evaluate(cooler, name, run, self.seed, method=method, suffix=pool[len(name) :])
 
 
 def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
@@ -175,6 +177,8 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
             if name not in known:
                 raise LabError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
     jobs: dict[Job, None] = {}
+    for seed in seeds:
+        checked_seed(seed)
     for ablations, seed, world, name in product((False, True), seeds or range(SEEDS), worlds, variants):
         variant = VARIANTS[name]
         wanted = (world in variant.worlds or world not in WORLDS) and (seeds or seed < variant.seeds)
@@ -230,18 +234,18 @@ def run_experiment(jobs: list[Job], workers: int = 0) -> list[Job]:
 
 
 def _launch(job: Job) -> subprocess.Popen:
-    (job.folder / job.variant).mkdir(parents=True, exist_ok=True)
+    job.stage.folder.mkdir(parents=True, exist_ok=True)
     code = (
         "from pathlib import Path; from vpo_lab.course.experiment import Job; "
         f"Job(Path({str(job.root)!r}), {job.world!r}, {job.variant!r}, {job.seed}).run()"
     )
-    with open(job.folder / job.variant / "job.log", "ab") as log:
+    with open(job.stage / "job.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", code],
             stdout=log,
             stderr=subprocess.STDOUT,
             # A core each: more threads than cores to spare make a tiny model many times slower.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={**without_launcher(os.environ), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
 
 
@@ -275,19 +279,13 @@ class _Board:
             return ""
         if job in running:
             return f"{_progress(job):.0%}"
-        return "done" if job in done else "failed" if (job.folder / job.variant / "job.log").exists() else "."
+        return "done" if job in done else "failed" if (job.stage / "job.log").exists() else "."
 
 
 def _progress(job: Job) -> float:
     """The share of its training steps that a job has logged, in [0, 1]."""
     steps = job.profile.sft.steps if job.start is None else job.profile.rl.steps
-    log = job.folder / job.variant / LOG
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - 2000))
-            return min(1.0, json.loads(file.read().splitlines()[-1])["step"] / steps)
-    except (OSError, ValueError, LookupError):
-        return 0.0
+    return min(1.0, job.stage.last_step() / steps)
 
 
 # --- CSV --------------------------------------------------------------------------------------
@@ -305,11 +303,11 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     runs, budgets, curves, examples = [], [], [], {}
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
     for job in sorted(done, key=lambda job: job.seed):
-        log = read_log(job.folder / job.variant)
+        log = job.stage.log()
         if job.start is not None:
             curves += _curve(job, log)
         for name in job.pools:
-            pool = Pool.load(pool_path(job.folder, name))
+            pool = Pool.load(job.folder.pool(name))
             key = {"world": job.world, "variant": name, "seed": job.seed}
             runs.append({**key, **_describe(job, pool, log)})
             if VARIANTS[job.variant].seeds == SEEDS and "@" not in name:
@@ -362,7 +360,7 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
     flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
     trained = {}
     if job.start is not None:
-        rollouts = profile.rl.rollouts // profile.rl.group_size * group_size_of(profile, method)
+        rollouts = profile.rl.rollouts // profile.rl.group_size * rollouts_per_prompt(profile, method)
         trained = {
             "minutes": round(sum(e["step_time"] for e in log) / 60, 2),
             "generated_tokens": round(sum(e["completions/mean_length"] for e in log) * rollouts),

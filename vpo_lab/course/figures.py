@@ -39,12 +39,12 @@ def draw_figures(results: Path, out: Path) -> list[Path]:
     matplotlib.use("Agg")
 
     from vpo_lab import show
-    from vpo_lab.runs import pool_path
+    from vpo_lab.runs import Run
     from vpo_lab.search.pool import Pool
 
     summary, logs = read_json(results / "summary.json"), load_logs(results)
     rl_logs = {name: log for name, log in logs.items() if name != "sft"}
-    paths = {name: pool_path(results, name) for name in ("sft_chain", "grpo", "vpo")}
+    paths = {name: Run(results).pool(name) for name in ("sft_chain", "grpo", "vpo")}
     pools = {name: Pool.load(path) for name, path in paths.items() if path.exists()}
     figures = {
         "mechanism": show.mechanism(),

@@ -1,4 +1,4 @@
-"""The five notebooks in order, headless: papermill, resume, one progress display, a summary.
+"""Run the five notebooks in order, headless: papermill, resume, one progress display, a summary.
 
 A notebook is done when its executed copy stands in the run folder under its own name; what a
 notebook has trained or sampled is kept by the stages themselves. So a run that was killed at any
@@ -7,15 +7,13 @@ point continues where it was when it is started again.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpo_lab.config import Profile, get_profile
@@ -23,16 +21,14 @@ from vpo_lab.course.figures import small_png
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.methods import get_method
-from vpo_lab.processes import environment_kept
-from vpo_lab.runs import LOG, TRAIN_UNTIL, default_run_dir, has_policy, only_one_in, open_run, pool_path, stopped_at
+from vpo_lab.processes import Session, session, without_launcher
+from vpo_lab.runs import LOG, Run, find_run, open_run
 from vpo_lab.search.pool import pool_names
-from vpo_lab.show.live import HEADLESS, duration
-from vpo_lab.tasks import TASK_FOLDER
+from vpo_lab.show.live import duration
 from vpo_lab.train.gpu import check_backend
 from vpo_lab.train.rl import _load_data
 
-# Notebooks of one wave do not need each other and run side by side. `share` is how much of a tiny
-# run a notebook takes; `stage` and `steps` say how far its training is.
+# Notebooks of one wave do not need each other and run side by side.
 WAVES = (
     ("01_reward_vectors",),
     ("02_sft_warmup",),
@@ -40,11 +36,18 @@ WAVES = (
     ("05_bestk_and_pareto",),
 )
 
-STAGES = {"02_sft_warmup": "sft", "03_grpo_baseline": "grpo", "04_vpo_training": "vpo"}
+TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 
-FOR_EVALUATION = 0.15  # of --max-hours
+# What cells need beyond what a training needs.
+COURSE_RULES = (
+    "methods == ('grpo', 'vpo')  # 03 trains grpo and 04 vpo; train others with `vpo-lab train`",
+    "rl.candidates >= 2  # the notebooks compare sets of answers",
+    "evaluation.candidates >= 2 * rl.candidates  # 05 compares one chain with two",
+)
 
-SHARES = {
+FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
+
+SHARES = {  # how much of the time of a tiny run a notebook takes
     "01_reward_vectors": 0.01,
     "02_sft_warmup": 0.2,
     "03_grpo_baseline": 0.43,
@@ -69,9 +72,18 @@ class Job:
     def done(self) -> bool:
         return self.target.exists()
 
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(f".{self.name}.partial.ipynb")
+
+
+def stages_of(profile: Profile) -> dict[str, str]:
+    """Return notebook -> the stage that it trains."""
+    return dict(zip(TRAINING, ("sft", *profile.methods), strict=True))
+
 
 def notebook_folder() -> Path:
-    """The repository's notebooks; LabError where the package runs without them."""
+    """Return the repository's notebooks; LabError where the package runs without them."""
     folder = Path(__file__).resolve().parents[2] / "notebooks"
     if not (folder / "01_reward_vectors.ipynb").exists():
         raise LabError(f"no notebooks in {folder}: run from a clone of the repository (pip install -e .)")
@@ -86,48 +98,49 @@ def run_pipeline(
     parameters: dict | None = None,
     side_by_side: bool | None = None,
     max_hours: float | None = None,
+    execute: Callable[[Job, dict, dict[str, str]], None] | None = None,
 ) -> Path:
     """Execute 01 to 05 into the run folder; returns the path of its `summary.json`.
 
     `overrides` changes profile fields by dotted name; `parameters` are further papermill
     parameters, which every notebook has to declare. `side_by_side` None: where there are two cores.
     `max_hours`, from now: RL ends in time for an evaluation, each method with an equal share; 0: what is
-    trained is evaluated as it is; None: no limit.
+    trained is evaluated as it is; None: no limit. `execute(job, parameters, environment)` runs one
+    notebook; None: papermill does.
     Raises LabError with one line on a wrong setting, a run folder of another run, a failed notebook.
     """
     profile = get_profile(profile_name, overrides)
-    if not 0 <= seed < 2**31:
-        raise LabError(f"seed = {seed}: choose one from 0 to {2**31 - 1}")
     for method in profile.methods:
         get_method(method)
-        if method not in STAGES.values():
-            raise LabError(f"no notebook trains {method!r}: call vpo_lab.train.rl.train_rl for it, as 04 does for vpo")
+    profile.checked(COURSE_RULES)
     if max_hours is not None and not max_hours >= 0:
         raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
     check_backend(profile)
     _load_data(profile)
     # Absolute: kernels work in the notebooks' folder, the user names folders from here.
-    run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
-    values = {"profile": profile_name, "seed": seed, "run_dir": str(run), "overrides": overrides or {}}
+    folder = find_run(profile, run_dir).folder
+    values = {"profile": profile_name, "seed": seed, "run_dir": str(folder), "overrides": overrides or {}}
     values.update(parameters or {})
     sources = {name: notebook_folder() / f"{name}.ipynb" for wave in WAVES for name in wave}
     for source in sources.values():
         check_parameters(source, values)
-    run = open_run(run, profile, seed)
+    until = None if max_hours is None else time.time() + 3600 * max_hours * (1 - FOR_EVALUATION)
+    run = replace(open_run(profile, seed, folder), until=until)
     if side_by_side is None:
         side_by_side = (os.cpu_count() or 1) >= 2 and profile.policy.backend == "scratch"
     jobs = {name: Job(name, source, run / f"{name}.ipynb") for name, source in sources.items()}
-    with only_one_in(run), _kernel_environment(profile, max_hours):
-        _take_up_stopped(jobs)
+    environment = kernel_environment(profile, until)
+    with run.lock():
+        _take_up_stopped(jobs, profile, run)
         display = Display(profile, run, list(jobs.values()))
         for wave in WAVES:
             waiting = [jobs[name] for name in wave if not jobs[name].done]
             for batch in [waiting] if side_by_side else [[job] for job in waiting]:
-                _run_batch(batch, values, display)
+                _run_batch(batch, lambda job: (execute or _execute)(job, values, environment), display)
         display.close()
-    if not (run / "summary.json").exists():
-        raise LabError(f"05 ended without {run / 'summary.json'}: delete {run / WAVES[-1][0]}.ipynb and run again")
-    return run / "summary.json"
+    if not run.summary.exists():
+        raise LabError(f"05 ended without {run.summary}: delete {run / WAVES[-1][0]}.ipynb and run again")
+    return run.summary
 
 
 def check_parameters(notebook: Path, values: dict) -> None:
@@ -149,82 +162,104 @@ def check_parameters(notebook: Path, values: dict) -> None:
             )
 
 
-def _take_up_stopped(jobs: dict[str, Job]) -> None:
-    """A stage that ran out of time in an earlier run goes on: its notebook runs again, and those behind it."""
+def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
+    """Run the notebook of a stage that was stopped or is to grow again, and those behind it."""
     names = list(jobs)
-    for name, stage in STAGES.items():
-        folder = jobs[name].target.parent / stage
-        if jobs[name].done and stopped_at(folder) and not has_policy(folder):
+    for name, stage in ((name, run.stage(stage)) for name, stage in stages_of(profile).items()):
+        if jobs[name].done and stage.stopped and not stage.has_policy():
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
 
 
-@contextmanager
-def _kernel_environment(profile: Profile, max_hours: float | None) -> Iterator[None]:
-    """What every kernel inherits: one OpenMP thread each, no live widgets, the time until which to train."""
-    wanted = {HEADLESS: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    wanted[TASK_FOLDER] = os.environ.get(TASK_FOLDER) or os.getcwd()  # from here a path to a task of one's own is meant
+def kernel_environment(profile: Profile, until: float | None) -> dict[str, str]:
+    """Return the environment of every kernel: this shell's, less what is meant for other programs."""
+    # A path to a task of one's own is meant from here.
+    told = Session(task_folder=session().task_folder or os.getcwd(), until=until, headless=True)
+    environment = {**without_launcher(os.environ), **told.environment()}
+    environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # a server's Agg would show no picture
+    environment.setdefault("OMP_NUM_THREADS", "1")
     if profile.policy.backend == "unsloth":  # it trains on one GPU, and must see no other from the very start
-        wanted["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    if max_hours is not None:
-        wanted[TRAIN_UNTIL] = str(time.time() + 3600 * max_hours * (1 - FOR_EVALUATION))
-    with environment_kept(*wanted):
-        os.environ.update(wanted)
-        yield
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    return environment
 
 
-def _run_batch(jobs: list[Job], values: dict, display: Display) -> None:
+def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display) -> None:
+    def note_errors(job: Job) -> None:
+        try:
+            execute(job)
+        except BaseException as error:
+            job.error = error
+        finally:
+            job.seconds = time.monotonic() - job.started
+
     for job in jobs:
         job.started = time.monotonic()
         # Daemons: an interrupt ends this process, and ipykernel ends kernels whose parent is gone.
-        job.thread = threading.Thread(target=_execute, args=(job, values), daemon=True)
+        job.thread = threading.Thread(target=note_errors, args=(job,), daemon=True)
         job.thread.start()
-    while any(job.thread.is_alive() for job in jobs):
+    while alive := [job for job in jobs if job.thread.is_alive()]:
         display.refresh()
-        time.sleep(0.5)
+        alive[0].thread.join(0.5)
     failed = [job for job in jobs if job.error is not None]
     if failed:
         display.close()
         raise LabError("; ".join(_explain(job) for job in failed)) from failed[0].error
 
 
-def _execute(job: Job, values: dict) -> None:
+def _execute(job: Job, values: dict, environment: dict[str, str]) -> None:
     import papermill
 
-    partial = job.target.with_name(f".{job.name}.partial.ipynb")
-    try:
-        papermill.execute_notebook(
-            str(job.source),
-            str(partial),
-            parameters=values,
-            kernel_name="python3",
-            cwd=str(job.source.parent),
-            progress_bar=False,
-            log_output=False,
-            # Kernels warn about their transport and about a parent that is gone; both are meant.
-            extra_arguments=["--IPKernelApp.log_level=50"],
-        )
-        os.replace(partial, job.target)
-    except BaseException as error:
-        job.error = error
-    finally:
-        job.seconds = time.monotonic() - job.started
+    papermill.execute_notebook(
+        _literal(job.source),
+        _literal(job.partial),
+        parameters=values,
+        kernel_name="python3",
+        kernel_manager_class=kernel_of_this_python(environment),
+        cwd=str(job.source.parent),
+        progress_bar=False,
+        log_output=False,
+        # Kernels warn about their transport and about a parent that is gone; both are meant.
+        extra_arguments=["--IPKernelApp.log_level=50"],
+    )
+    os.replace(job.partial, job.target)
+
+
+def _literal(path: Path) -> str:
+    """Return the path as papermill takes it: it would fill in parameters between braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def kernel_of_this_python(environment: dict[str, str]) -> type:
+    """Return a kernel manager that starts this interpreter; a kernelspec "python3" may name another one."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Kernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+        async def start_kernel(self, **options) -> None:
+            await super().start_kernel(env=environment, **options)
+
+    return Kernel
 
 
 def _explain(job: Job) -> str:
     """One line: the notebook, what its cell raised, where to look."""
     from papermill import PapermillExecutionError
 
-    error, partial = job.error, job.target.with_name(f".{job.name}.partial.ipynb")
+    error = job.error
     if isinstance(error, PapermillExecutionError):
-        return f"{job.name}: {error.ename}: {str(error.evalue).strip()} (cell {error.exec_count}, see {partial})"
+        return f"{job.name}: {error.ename}: {str(error.evalue).strip()} (cell {error.exec_count}, see {job.partial})"
     return f"{job.name}: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
 
 
 class Display:
     """One progress display for the whole run: a live line in a terminal, now and then one in a log."""
 
-    def __init__(self, profile: Profile, run: Path, jobs: list[Job]):
+    def __init__(self, profile: Profile, run: Run, jobs: list[Job]):
         self.profile, self.run, self.jobs = profile, run, jobs
         self.start = time.monotonic()
         self.first = self.fraction()
@@ -241,11 +276,11 @@ class Display:
     def _part(self, job: Job) -> tuple[float, str]:
         if job.done:
             return 1.0, "done"
-        stage = STAGES.get(job.name)
+        stage = stages_of(self.profile).get(job.name)
         if stage is None:
             return 0.0, "running" if job.started else ""
         steps = self.profile.sft.steps if stage == "sft" else self.profile.rl.steps
-        step = _last_step(self.run / stage / LOG)
+        step = self.run.stage(stage).last_step()
         return 0.9 * min(step / steps, 1.0), f"{stage} {step}/{steps}" if job.started or step else ""
 
     def refresh(self) -> None:
@@ -269,28 +304,17 @@ class Display:
                 print(f"{job.name:<22} {ending} in {duration(job.seconds)}", file=sys.stderr)
 
 
-def _last_step(log: Path) -> int:
-    """The step on the last whole line of a log; 0 if there is none yet."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - 4096))
-            lines = file.read().splitlines()
-        return next((json.loads(line)["step"] for line in reversed(lines) if line.endswith(b"}")), 0)
-    except (OSError, ValueError, KeyError):
-        return 0
-
-
 # --- Publishing -------------------------------------------------------------------------------
 
 
-def publish(run: Path) -> list[Path]:
+def publish(run: Run) -> list[Path]:
     """Copy a finished run into the repository: executed notebooks, pools, logs, summary.
 
     What a reader sees in notebooks/ and results/ is then what this run did. Returns the paths.
     """
     import nbformat
 
-    summary = read_json(run / "summary.json")
+    summary = read_json(run.summary)
     profile = get_profile(summary["profile"])
     results = notebook_folder().parent / "results" / profile.name
     written = []
@@ -302,11 +326,11 @@ def publish(run: Path) -> list[Path]:
         notebook = as_committed(nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4))
         write_bytes(target, nbformat.writes(notebook).encode() + b"\n")
         written.append(target)
-    copies = [Path("summary.json"), *(Path(stage) / LOG for stage in ("sft", *profile.methods))]
-    copies += [pool_path(Path(), name) for name in pool_names(profile)]
-    for relative in copies:
-        write_bytes(results / relative, (run / relative).read_bytes())
-        written.append(results / relative)
+    copies = [run.summary, *(run.stage(stage) / LOG for stage in ("sft", *profile.methods))]
+    copies += [run.pool(name) for name in pool_names(profile)]
+    for path in copies:
+        written.append(results / path.relative_to(run))
+        write_bytes(written[-1], path.read_bytes())
     return written
 
 

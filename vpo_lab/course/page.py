@@ -19,7 +19,7 @@ from vpo_lab.course.experiment import read_examples
 from vpo_lab.course.widgets import CandidateSet, short_answer, utility_weights
 from vpo_lab.errors import LabError
 from vpo_lab.files import write_bytes
-from vpo_lab.runs import pool_path
+from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, sample_sets
 from vpo_lab.show.style import METHOD_LABEL, OKABE_ITO
 from vpo_lab.tasks import get_task
@@ -102,7 +102,7 @@ def _sets(sets: Mapping[str, CandidateSet], drawing: str = "") -> list[dict]:
 
 
 def _tool_calls(results: Path) -> dict:
-    pools = {name: Pool.load(pool_path(results, name)) for name in METHODS}
+    pools = {name: Pool.load(Run(results).pool(name)) for name in METHODS}
     task = get_task(pools["vpo"].task)
     rows = {row["id"]: row for row in task.load(None, "test")}
     requests = []

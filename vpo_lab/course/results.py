@@ -16,20 +16,17 @@ from vpo_lab.config import Profile, get_profile
 from vpo_lab.course.experiment import BUDGETS, COOLER, VARIANTS, WORLDS, Job, final_entropy
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
-from vpo_lab.runs import pool_path, read_log
+from vpo_lab.runs import Run, read_log
 from vpo_lab.search.pool import Pool, pool_names
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers
 from vpo_lab.tasks import get_task
-from vpo_lab.train.prompts import group_size_of
+from vpo_lab.train.prompts import rollouts_per_prompt
 
 
-def find_results(run: Path, profile: Profile) -> Path:
-    """The run folder if it has all pools, else the results saved in the repository.
-
-    LabError if there are none of either.
-    """
-    for folder in (Path(run), Path(vpo_lab.__file__).resolve().parents[1] / "results" / profile.name):
-        if all(pool_path(folder, name).exists() for name in pool_names(profile)):
+def find_results(run: Run, profile: Profile) -> Run:
+    """Return the run folder if it has all pools, else the results saved in the repository; LabError without both."""
+    for folder in (run, Run(Path(vpo_lab.__file__).resolve().parents[1] / "results" / profile.name)):
+        if all(folder.pool(name).exists() for name in pool_names(profile)):
             return folder
     raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
 
@@ -445,7 +442,7 @@ def _answers(world: str, variant: str, steps: int, m: int) -> str:
         return "–"
     profile = Job(Path(), world, variant, 0).profile
     prompts = profile.rl.rollouts // profile.rl.group_size
-    return f"{steps * prompts * group_size_of(profile, VARIANTS[variant].method) * m / 1e3:.0f}"
+    return f"{steps * prompts * rollouts_per_prompt(profile, VARIANTS[variant].method) * m / 1e3:.0f}"
 
 
 def _temperature_table(tables: Tables) -> str:

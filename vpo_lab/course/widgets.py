@@ -9,7 +9,6 @@ kernel: `vpo_lab/explorer.py` builds it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from html import escape
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.live import HEADLESS
+from vpo_lab.files import encodable
+from vpo_lab.processes import session
 from vpo_lab.show.style import candidate_color
 from vpo_lab.show.vectors import simplex_xy
 from vpo_lab.tasks.maze.draw import MAZE_CELLS, _image, maze_picture
@@ -221,6 +221,7 @@ def short_answer(text: str, limit: int = MAX_CHARS) -> str:
         line = f"says: {' '.join(parsed.response.split())}"
     else:
         line = " ".join(str(text).split()) or "(no answer)"
+    line = encodable(line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -396,10 +397,10 @@ class WeightExplorer:
         self.weights = dirichlet_weights(1, len(self.objectives), alpha=alpha, method="iid", seed=self._rng)[0]
 
     def show(self) -> None:
-        """Display the sliders; where VPO_LAB_HEADLESS is 1, only the present tables."""
+        """Display the sliders; under `vpo-lab run` only the present tables."""
         from IPython.display import HTML, display
 
-        display(HTML(self.html) if os.environ.get(HEADLESS) == "1" else self.widget)
+        display(HTML(self.html) if session().headless else self.widget)
 
     @cached_property
     def widget(self) -> Widget:

@@ -14,11 +14,11 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import METHODS
 from vpo_lab.metrics import mean_reward
-from vpo_lab.runs import POLICY, pool_path
+from vpo_lab.runs import Run
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import candidates_of, load_rows, render_prompt, some_goal
+from vpo_lab.train.prompts import answers_per_rollout, load_rows, render_prompt, sample_goal
 from vpo_lab.train.sampling import sample
 
 SOLVED = 1 - 1e-9
@@ -96,22 +96,22 @@ def pool_names(profile: Profile) -> list[str]:
     return ["sft", "sft_chain", *profile.methods]
 
 
-def evaluate(profile: Profile, name: str, run_dir: Path, seed: int, *, method: str = "", suffix: str = "") -> Pool:
+def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = "", suffix: str = "") -> Pool:
     """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
 
     `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
     folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
     pools of one policy apart.
     """
-    path = pool_path(run_dir, name + suffix)
+    path = run.pool(name + suffix)
     if path.exists():
         return Pool.load(path)
     task = get_task(profile.task)
     stage = "sft" if name == "sft_chain" else name
     method = method or name
-    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else candidates_of(profile, method)
+    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else answers_per_rollout(profile, method)
     states_goal = method in METHODS and METHODS[method].states_goal
-    model, tokenizer = load_policy(profile, task, run_dir / stage / POLICY, seed)
+    model, tokenizer = load_policy(profile, task, run.stage(stage).policy, seed)
     rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
     pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
     pool.save(path)
@@ -137,7 +137,7 @@ def sample_pool(
     chains = math.ceil(settings.candidates / m)
     rng = np.random.default_rng([seed, 4])
     prompts = [
-        render_prompt(tokenizer, row["prompt"], m, some_goal(task, rng) if states_goal else None)
+        render_prompt(tokenizer, row["prompt"], m, sample_goal(task, rng) if states_goal else None)
         for row in rows
         for _ in range(chains)
     ]

@@ -7,7 +7,6 @@ that is reported is computed from pools, so figures and tables never need the po
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from vpo_lab.metrics import (
     paired_bootstrap,
     reward_diversity,
 )
-from vpo_lab.runs import commit, pool_path, stopped_at, versions
+from vpo_lab.runs import Run, commit, versions
 from vpo_lab.search.pool import Pool, pool_names
 from vpo_lab.tasks import get_task
 from vpo_lab.weights import dirichlet_weights
@@ -129,13 +128,13 @@ def _asked(rewards_Nn: np.ndarray) -> np.ndarray:
     return rewards_Nn[~np.isnan(rewards_Nn).any(axis=1)].mean(axis=1)
 
 
-def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
+def summarize(profile: Profile, run: Run, seed: int) -> dict:
     """Compare all pools of a run and write `summary.json`; returns what it wrote."""
     budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
-    pools = {name: Pool.load(pool_path(run_dir, name)) for name in pool_names(profile)}
+    pools = {name: Pool.load(run.pool(name)) for name in pool_names(profile)}
     pairs = [("vpo", other) for other in pools if other != "vpo"] if "vpo" in pools else []
     task = get_task(profile.task)
-    stopped = {name: stopped_at(Path(run_dir) / name) for name in profile.methods}
+    stopped = {name: run.stage(name).stopped for name in profile.methods}
     summary = {
         "profile": profile.name,
         "fingerprint": profile.fingerprint(),
@@ -166,5 +165,5 @@ def summarize(profile: Profile, run_dir: Path, seed: int) -> dict:
         "objective_correlation": collinearity(pools["sft"]),
         "ceiling": {str(k): task.ceiling(k) for k in budgets} if hasattr(task, "ceiling") else None,
     }
-    write_json(Path(run_dir) / "summary.json", summary)
+    write_json(run.summary, summary)
     return summary

@@ -11,6 +11,7 @@ from vpo_lab.show.budgets import (
     tokens_curve,
     worlds,
 )
+from vpo_lab.show.live import inline_pictures
 from vpo_lab.show.mechanism import TOY_ANSWERS, TOY_CHAINS, mechanism
 from vpo_lab.show.style import (
     LOG_LABEL,
@@ -19,6 +20,7 @@ from vpo_lab.show.style import (
     METRIC_LABEL,
     OKABE_ITO,
     SETTING_LABEL,
+    STYLE,
     candidate_color,
     method_style,
     spread,
@@ -41,6 +43,8 @@ from vpo_lab.show.vectors import (
     wins_somewhere,
 )
 
+inline_pictures()
+
 __all__ = [
     "LOG_LABEL",
     "METHOD_LABEL",
@@ -48,6 +52,7 @@ __all__ = [
     "METRIC_LABEL",
     "OKABE_ITO",
     "SETTING_LABEL",
+    "STYLE",
     "TOY_ANSWERS",
     "TOY_CHAINS",
     "advantage_heatmap",

@@ -1,6 +1,6 @@
 """What a training shows in a notebook while it runs: curves of the rewards, and the latest answers.
 
-Nothing is drawn where nobody looks: outside notebooks, and where VPO_LAB_HEADLESS is 1 (papermill).
+Nothing is drawn where nobody looks: outside notebooks, and in those that `vpo-lab run` executes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,26 @@ import time
 from collections.abc import Callable
 from html import escape
 
-from vpo_lab.processes import rank
-
-HEADLESS = "VPO_LAB_HEADLESS"  # the pipeline sets this to 1 while it executes notebooks
+from vpo_lab.processes import rank, session
 
 SECONDS = 10.0  # between two drawings, which take a few tenths of one
 
 
 def someone_looks() -> bool:
-    """Is this a notebook that a person has open?"""
-    return "ipykernel" in sys.modules and os.environ.get(HEADLESS) != "1"
+    """Return True in a notebook that a person has open."""
+    return "ipykernel" in sys.modules and not session().headless
+
+
+def inline_pictures() -> None:
+    """Show figures in the notebook where the shell's MPLBACKEND (a server's Agg, say) would show only their names."""
+    backend = os.environ.get("MPLBACKEND", "").lower()
+    if "ipykernel" not in sys.modules or not backend or any(name in backend for name in ("inline", "ipympl", "nbagg")):
+        return
+    import matplotlib
+    from IPython import get_ipython
+
+    if matplotlib.get_backend().lower() == backend:  # else the reader has chosen one
+        get_ipython().run_line_magic("matplotlib", "inline")
 
 
 class LiveView:

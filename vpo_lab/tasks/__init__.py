@@ -6,7 +6,6 @@ A task of yours needs no line here: `get_task("path/to/file.py:Class")`, see doc
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy as np
 
 from vpo_lab.chains import split_chain
 from vpo_lab.errors import LabError
+from vpo_lab.processes import session
 
 
 class Task(Protocol):
@@ -83,7 +83,7 @@ _TASKS = {
 def get_task(name: str) -> Task:
     """Return the task of that name, or a class of yours as "path/to/file.py:Class" or "module:Class".
 
-    A relative path is looked for in the current folder (or TASK_FOLDER), then in the repository; a module
+    A relative path is looked for in the current folder (that of `vpo-lab run`), then in the repository; a module
     where Python looks, then there. Your task is named by what it was loaded by, so that a saved pool finds
     it again. LabError that lists the known tasks, or says why a class cannot be made; whether a task is
     sound is asked once, by `check.check_task`.
@@ -105,15 +105,12 @@ def get_task(name: str) -> Task:
     return task
 
 
-# Notebooks run in a folder of their own; a path is meant from where the command was started, which is put here.
-TASK_FOLDER = "VPO_LAB_TASK_FOLDER"
-
 # --- Finding a class of your own -------------------------------------------------------------------------------
 
 
 def _folders() -> tuple[Path, Path]:
-    """Where what a user names is looked for: where they are, then in the repository."""
-    return Path(os.environ.get(TASK_FOLDER) or Path.cwd()), Path(__file__).resolve().parents[2]
+    """Return where a user's task is looked for: where the command was started, then in the repository."""
+    return Path(session().task_folder or Path.cwd()), Path(__file__).resolve().parents[2]
 
 
 def _load_class(where: str, name: str) -> type:

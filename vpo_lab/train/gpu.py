@@ -66,8 +66,13 @@ def _too_old_gpu() -> str:
 
 def _check_server(address: str) -> None:
     """LabError unless a vLLM server answers there; TRL's own check waits for ever on another one."""
+    from urllib.parse import urlsplit
     from urllib.request import urlopen
 
+    host = urlsplit(address).hostname or ""
+    if host == "localhost" or host.startswith("127."):  # a proxy could not reach it; TRL's client reads this too
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
     try:
         with urlopen(f"{address.rstrip('/')}/health", timeout=10) as answer:
             status = answer.status

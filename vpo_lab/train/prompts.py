@@ -8,7 +8,7 @@ from vpo_lab.chains import answer_prompt
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.methods import Method, get_method
-from vpo_lab.processes import say
+from vpo_lab.processes import print0
 from vpo_lab.tasks import Task
 from vpo_lab.weights import draw_goal
 
@@ -39,7 +39,7 @@ def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 
             f"(the shortest has {min(lengths)}): raise it"
         )
     if len(fitting) < len(rows):
-        say(f"{len(rows) - len(fitting)} of {len(rows)} {split} prompts are longer than {longest} tokens: left out")
+        print0(f"{len(rows) - len(fitting)} of {len(rows)} {split} prompts are longer than {longest} tokens: left out")
     return fitting[:limit] if limit else fitting
 
 
@@ -64,14 +64,14 @@ def _with_pad_and_eos(tokenizer):
     return tokenizer
 
 
-def candidates_of(profile: Profile, method: str) -> int:
+def answers_per_rollout(profile: Profile, method: str) -> int:
     """M: how many answers a rollout of this method holds."""
     return profile.rl.candidates if get_method(method).multi_answer else 1
 
 
-def group_size_of(profile: Profile, method: str) -> int:
+def rollouts_per_prompt(profile: Profile, method: str) -> int:
     """G: rollouts per prompt. Equal budgets: with one answer in a rollout, a group has M times as many."""
-    return profile.rl.group_size * profile.rl.candidates // candidates_of(profile, method)
+    return profile.rl.group_size * profile.rl.candidates // answers_per_rollout(profile, method)
 
 
 def method_of(profile: Profile, name: str) -> Method:
@@ -81,6 +81,6 @@ def method_of(profile: Profile, name: str) -> Method:
     return method.with_options(**{name: getattr(profile.rl, name) for name in free if hasattr(profile.rl, name)})
 
 
-def some_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
+def sample_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
     """A random weighting for a prompt to state, in tenths."""
     return dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))

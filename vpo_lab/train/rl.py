@@ -6,9 +6,7 @@ TRL does generation, loss, optimizer and checkpoints. Ours is what the reward of
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +14,19 @@ import numpy as np
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.methods import Method, get_method
-from vpo_lab.processes import environment_kept, first_ones, rank, wait_for_all
-from vpo_lab.runs import POLICY, TRAIN_UNTIL, _stop_at, default_run_dir, is_finished, only_one_in, open_run
+from vpo_lab.processes import broadcast, environment_kept, join_others, rank, wait_for_all
+from vpo_lab.runs import Run, Stage, find_run, open_run
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import candidates_of, group_size_of, load_rows, method_of, render_prompt, some_goal
+from vpo_lab.train.prompts import (
+    answers_per_rollout,
+    load_rows,
+    method_of,
+    render_prompt,
+    rollouts_per_prompt,
+    sample_goal,
+)
 from vpo_lab.train.rollouts import VectorReward
 from vpo_lab.train.sft import train_sft
 from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
@@ -30,29 +35,32 @@ from vpo_lab.train.trainer import build_trainer
 # --- Stage 2: GRPO, VPO and their kin ---------------------------------------------------------
 
 
-def train_rl(
-    profile: Profile, method_name: str, run_dir: Path, seed: int, *, name: str = "", start: str = "sft"
-) -> Path:
+def train_rl(profile: Profile, method_name: str, run: Run, seed: int, *, name: str = "", start: str = "sft") -> Path:
     """Train one method from the SFT policy. Returns the folder of the trained policy.
 
-    `name` is the folder of the stage in the run (the method's, if empty), `start` that of the warmup.
-    Finished work is not repeated; a killed stage continues from its last whole checkpoint.
+    `name` is that of the stage in the run (the method's, if empty), `start` that of the warmup.
+    Finished work is not repeated; a killed stage continues from its last whole checkpoint. LabError if
+    another process trains the stage.
     """
-    rl, method = profile.rl, method_of(profile, method_name)
-    stage = run_dir / (name or method_name)
-    if is_finished(stage):
-        return stage / POLICY
-    task = get_task(profile.task)
-    m = candidates_of(profile, method_name)
-    model, tokenizer = load_policy(profile, task, run_dir / start / POLICY, seed)
+    method, stage = method_of(profile, method_name), run.stage(name or method_name)
+    if stage.is_finished():
+        return stage.policy
+    with stage.lock():
+        return _train_rl(profile, method, run, stage, run.stage(start).policy, seed)
+
+
+def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: Path, seed: int) -> Path:
+    rl, method_name, task = profile.rl, method.name, get_task(profile.task)
+    m = answers_per_rollout(profile, method_name)
+    model, tokenizer = load_policy(profile, task, start, seed)
 
     # Late, because Unsloth rebinds it when the policy is loaded.
     from trl import GRPOConfig
 
-    group_size = group_size_of(profile, method_name)
+    group_size = rollouts_per_prompt(profile, method_name)
     rollouts = rl.rollouts // rl.group_size * group_size
     shape = _split("rl.rollouts", rollouts, rl.micro_rollouts)
-    looks = profile.evaluation.every
+    every = profile.evaluation.every
     args = GRPOConfig(
         **_common_arguments(profile, stage, seed),
         **shape,
@@ -60,8 +68,8 @@ def train_rl(
         max_steps=rl.steps,
         steps_per_generation=shape["gradient_accumulation_steps"],
         num_generations=group_size,
-        eval_strategy="steps" if looks else "no",
-        eval_steps=looks or None,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every or None,
         per_device_eval_batch_size=group_size,
         num_iterations=1,
         max_completion_length=profile.policy.max_answer_tokens * m,
@@ -87,7 +95,7 @@ def train_rl(
         save_steps=rl.checkpoint_every,
     )
     reward = VectorReward(task, method, m, group_size, seed, tokenizer)
-    watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watched) if looks else []
+    watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watch_requests) if every else []
 
     with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         # Left as TRL's vLLM sets them, a second trainer would believe that it is one of several.
@@ -100,11 +108,11 @@ def train_rl(
             args=_on_one_gpu(args),
             train_dataset=_rl_dataset(profile, task, tokenizer, method, m, seed),
             eval_dataset=_prompts_and_golds(task, tokenizer, method, m, watched, np.random.default_rng([seed, 3]))
-            if looks
+            if every
             else None,
         )
         try:
-            return run_stage(trainer, stage, rl.steps, stage.name.upper(), _stop_at(profile, stage), reward.example)
+            return run_stage(trainer, stage, rl.steps, stage.name.upper(), run.stop_at(profile.methods), reward.example)
         finally:
             if profile.policy.backend == "vllm":
                 close_vllm(trainer)
@@ -126,7 +134,7 @@ def _prompts_and_golds(task: Task, tokenizer, method: Method, m: int, rows: list
     """What TRL reads. The prompts of `goal_conditioned` state a weighting each, which the reward is told too."""
     from datasets import Dataset
 
-    goals = [some_goal(task, rng) if method.states_goal else None for _ in rows]
+    goals = [sample_goal(task, rng) if method.states_goal else None for _ in rows]
     prompts = [render_prompt(tokenizer, row["prompt"], m, goal) for row, goal in zip(rows, goals, strict=True)]
     columns = {"prompt": prompts, "gold": [row["gold"] for row in rows]}
     return Dataset.from_dict({**columns, **({"goal": goals} if method.states_goal else {})})
@@ -149,15 +157,16 @@ def train_stages(
     for method in methods:
         get_method(method)
     check_backend(profile)
-    run = Path(run_dir).resolve() if run_dir else default_run_dir(profile.name)
+    join_others()
+    run = find_run(profile, run_dir)
     if rank() == 0:
         _load_data(profile)  # one download, not one of each process into the same file
-        open_run(run, profile, seed)
+        open_run(profile, seed, run_dir)
     wait_for_all()
     if max_hours is not None:
-        os.environ[TRAIN_UNTIL] = str(first_ones(time.time() + 3600 * max_hours))
+        run = replace(run, until=broadcast(time.time() + 3600 * max_hours))
     sharing = replace(profile, methods=methods)  # only these have a share of the hours
-    with only_one_in(run) if rank() == 0 else nullcontext():
+    with run.lock():
         return [
             train_sft(profile, run, seed) if stage == "sft" else train_rl(sharing, stage, run, seed) for stage in stages
         ]

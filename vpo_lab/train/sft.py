@@ -15,16 +15,16 @@ import numpy as np
 from vpo_lab.chains import join_chain
 from vpo_lab.config import Profile
 from vpo_lab.files import read_json, write_json
-from vpo_lab.processes import gather, rank, say, wait_for_all, world_size
-from vpo_lab.runs import POLICY, has_policy, is_finished
+from vpo_lab.processes import gather, print0, rank, wait_for_all, world_size
+from vpo_lab.runs import Run, Stage
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import load_rows, render_prompt, some_goal, window
+from vpo_lab.train.prompts import load_rows, render_prompt, sample_goal, window
 from vpo_lab.train.sampling import sample
 from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
 
-GOLDS = "golds"  # the stage within the warmup that teaches the format
+SINGLE = "sft_single"  # the stage within the warmup that teaches the format
 
 SAMPLES = "own_samples.json.gz"
 
@@ -68,7 +68,7 @@ def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: i
     if rank() == 0:
         write_json(path, samples)
     full = sum(len(texts) >= profile.rl.candidates - 1 for texts in samples.values()) / len(samples)
-    say(
+    print0(
         f"own samples: {np.mean([bool(text) for text in ended]):.0%} came to an end; {full:.0%} of the rows have "
         f"enough distinct ones for a chain of {profile.rl.candidates}"
     )
@@ -104,30 +104,32 @@ def pack_chain(gold: str, samples: list[str], n: int, rng: np.random.Generator) 
 # --- Stage 1: SFT warmup ----------------------------------------------------------------------
 
 
-def train_sft(profile: Profile, run_dir: Path, seed: int, *, name: str = "sft") -> Path:
+def train_sft(profile: Profile, run: Run, seed: int, *, name: str = "sft") -> Path:
     """Teach the answer format, single and as a chain of M. Returns the folder of the policy.
 
-    `name` is the folder of the stage in the run. Half of the rows ask for one answer, half for M; before
+    `name` is that of the stage in the run. Half of the rows ask for one answer, half for M; before
     chains are packed from the policy's own samples (`sft.chains`), it learns the format from golds alone, in
     a stage within the stage. Finished work is not repeated; a killed stage continues from its last whole
-    checkpoint.
+    checkpoint. LabError if another process trains the stage.
     """
-    stage, task = run_dir / name, get_task(profile.task)
-    if is_finished(stage):
-        return stage / POLICY
-    start, demonstrate = None, task.demonstrations
-    if profile.sft.chains == "own":
-        start, samples = stage / GOLDS / POLICY, stage / SAMPLES
-        if not has_policy(stage / GOLDS):
-            _imitate(profile, task, stage / GOLDS, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
-        demonstrate = own_demonstrations(profile, task, start, samples, seed)
-    return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
+    stage, task = run.stage(name), get_task(profile.task)
+    if stage.is_finished():
+        return stage.policy
+    with stage.lock():
+        start, demonstrate = None, task.demonstrations
+        if profile.sft.chains == "own":
+            single = stage.stage(SINGLE)
+            if not single.has_policy():
+                _imitate(profile, task, single, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
+            start = single.policy
+            demonstrate = own_demonstrations(profile, task, start, stage / SAMPLES, seed)
+        return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
 
 
 def _imitate(
     profile: Profile,
     task: Task,
-    stage: Path,
+    stage: Stage,
     steps: int,
     start: Path | None,
     seed: int,
@@ -161,7 +163,7 @@ def _imitate(
         processing_class=tokenizer,
         train_dataset=_sft_dataset(profile, tokenizer, task, steps, demonstrate, seed, chains),
     )
-    return run_stage(trainer, stage, steps, "SFT warmup" if chains else "SFT on golds")
+    return run_stage(trainer, stage, steps, "SFT warmup" if chains else "SFT on single answers")
 
 
 def _sft_dataset(
@@ -182,7 +184,7 @@ def _sft_dataset(
     examples = []
     for number in range(wanted):
         row, answers = rows[number % len(rows)], sizes[(number + number // len(rows)) % 2]
-        goal = some_goal(task, rng) if answers == 1 and rng.random() < 0.25 else None
+        goal = sample_goal(task, rng) if answers == 1 and rng.random() < 0.25 else None
         text = render_prompt(tokenizer, row["prompt"], answers, goal)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
         chain = join_chain(demonstrate(row, answers, rng)) + tokenizer.eos_token

@@ -1,8 +1,4 @@
-"""One stage of a run: a TRL trainer taken to its last step or to a deadline, through kills and resumes.
-
-A stage is a folder of the run: `log.jsonl`, `checkpoints/`, and at the end `policy/`. Where the time
-was up before the last step, `stopped.json` says at which one, and a later run goes on from there.
-"""
+"""Train one stage of a run: a TRL trainer taken to its last step or to a deadline, through kills and resumes."""
 
 from __future__ import annotations
 
@@ -17,26 +13,15 @@ from pathlib import Path
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
-from vpo_lab.files import atomic_folder, explain_full_disk, write_bytes, write_json
-from vpo_lab.processes import first_ones, rank, say, wait_for_all, world_size
-from vpo_lab.runs import (
-    LOG,
-    LOOKS,
-    POLICY,
-    STOPPED,
-    _drop_log_after,
-    _forget_pools,
-    last_good_checkpoint,
-    read_log,
-    seal_checkpoint,
-    train_until,
-)
+from vpo_lab.files import atomic_folder, explain_full_disk, write_bytes
+from vpo_lab.processes import broadcast, print0, rank, wait_for_all, world_size
+from vpo_lab.runs import EVAL_LOG, LOG, STOPPED, Stage, last_good_checkpoint, seal_checkpoint, step_of
 from vpo_lab.show.live import LiveView, StageProgress, someone_looks
 
 
 def run_stage(
     trainer,
-    stage: Path,
+    stage: Stage,
     steps: int,
     title: str,
     stop_at: float | None = None,
@@ -50,59 +35,71 @@ def run_stage(
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    checkpoint, complaints = last_good_checkpoint(stage / "checkpoints")
+    checkpoint, complaints = last_good_checkpoint(stage.checkpoints)
     for complaint in complaints:
-        say(complaint)
+        print0(complaint)
     trainer.add_callback(_stage_callback(stage, steps, title, stop_at, example))
-    with explain_full_disk(stage):
-        stage.mkdir(parents=True, exist_ok=True)
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt:
-            kept, _ = last_good_checkpoint(stage / "checkpoints")
-            say(f"\n{title} interrupted: the same call goes on from {kept.name if kept else 'the beginning'}")
-            raise
-        done = trainer.state.global_step
+    with explain_full_disk(stage.folder):
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint and step_of(checkpoint) >= steps and _load_weights(trainer, checkpoint):
+            done = step_of(checkpoint)  # killed before its policy stood: transformers would train a step too many
+        else:
+            _start_tracking(trainer, stage)
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except KeyboardInterrupt:
+                kept, _ = last_good_checkpoint(stage.checkpoints)
+                print0(f"\n{title} interrupted: the same call continues from {kept.name if kept else 'the beginning'}")
+                raise
+            done = trainer.state.global_step
         if rank() == 0 and done < steps:
-            write_json(stage / STOPPED, {"step": done, "steps": steps, "until": train_until()})
+            stage.stop(done, steps, stage.until)
         if trainer.is_fsdp_enabled:  # else each process would hold on to its part, and nothing be written
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        policy = stage / POLICY
-        with atomic_folder(policy) if rank() == 0 else nullcontext(policy) as folder:
-            folder = Path(first_ones(str(folder)))
+        with atomic_folder(stage.policy) if rank() == 0 else nullcontext(stage.policy) as folder:
+            folder = Path(broadcast(str(folder)))
             trainer.save_model(str(folder))  # by all: a sharded model has to be put together
             if rank() == 0:
                 trainer.processing_class.save_pretrained(str(folder))
             wait_for_all()
         if rank() == 0:
-            _forget_pools(stage)
+            stage.forget_pools()
             if done >= steps:
                 (stage / STOPPED).unlink(missing_ok=True)
         wait_for_all()
     if done < steps:
-        say(f"{title} stopped after step {done} of {steps}, its time was up: a run with more hours goes on from there")
-    return policy
+        print0(
+            f"{title} stopped after step {done} of {steps}, its time was up: a run with more hours continues from there"
+        )
+    return stage.policy
 
 
-def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, example: Callable[[], str] | None):
+def _load_weights(trainer, checkpoint: Path) -> bool:
+    """Load a checkpoint's weights without training; False where a sharded model needs `train` for that."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))
+    return True
+
+
+def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None, example: Callable[[], str] | None):
     from transformers import TrainerCallback
 
     class StageCallback(TrainerCallback):
-        """Seals checkpoints, appends the log, shows the progress, ends the training when its time is up."""
+        """Seal checkpoints, append the log, show the progress, end the training when its time is up."""
 
         def on_train_begin(self, args, state, control, **_):
             self.progress = StageProgress(title, steps, done=state.global_step)
             self.log = []
             self.view = LiveView(title, example) if someone_looks() else None
             if rank() == 0:
-                for name in (LOG, LOOKS):
-                    _drop_log_after(stage / name, state.global_step)
+                stage.forget_steps_after(state.global_step)
                 if (stage / LOG).exists():
-                    self.log = read_log(stage)
+                    self.log = stage.log()
 
         def on_step_end(self, args, state, control, **_):
             self.progress.update(state.global_step)
-            if stop_at is not None and first_ones(time.time() >= stop_at):
+            if stop_at is not None and broadcast(time.time() >= stop_at):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, args, state, control, **_):
@@ -113,12 +110,12 @@ def _stage_callback(stage: Path, steps: int, title: str, stop_at: float | None, 
         def on_log(self, args, state, control, logs=None, **_):
             if not logs or "train_runtime" in logs or rank() > 0:
                 return
-            is_look = any(key.startswith("eval_") for key in logs)
+            is_eval = any(key.startswith("eval_") for key in logs)
             logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
             entry = {"step": state.global_step, **{k: round(v, 6) for k, v in logs.items() if _is_kept(k, v)}}
-            with open(stage / (LOOKS if is_look else LOG), "a") as file:
+            with open(stage / (EVAL_LOG if is_eval else LOG), "a") as file:
                 file.write(json.dumps(entry) + "\n")
-            if not is_look:
+            if not is_eval:
                 self.progress.note(entry)
                 self.log.append(entry)
                 if self.view:
@@ -179,12 +176,12 @@ def _on_one_gpu(args):
     return args
 
 
-def _common_arguments(profile: Profile, stage: Path, seed: int) -> dict:
+def _common_arguments(profile: Profile, stage: Stage, seed: int) -> dict:
     import torch
 
     cuda = torch.cuda.is_available()
     return dict(
-        output_dir=str(stage / "checkpoints"),
+        output_dir=str(stage.checkpoints),
         seed=seed,
         data_seed=seed,
         use_cpu=not cuda,
@@ -201,21 +198,47 @@ def _common_arguments(profile: Profile, stage: Path, seed: int) -> dict:
         logging_strategy="steps",
         disable_tqdm=True,
         run_name=f"{profile.name}-{stage.name}-seed{seed}",
-        report_to=["wandb"] if profile.track and _can_track(stage) else [],
+        report_to=["wandb"] if profile.track and _can_track() else [],
     )
 
 
-def _can_track(stage: Path) -> bool:
-    """Is there a W&B key, or is it to log offline? Then every stage has a W&B run of its own, resumed or not."""
-    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
+# --- Weights & Biases -------------------------------------------------------------------------
+
+
+def _can_track() -> bool:
+    """Return True if there is a W&B key, or W&B is to log offline, and nothing turns it off."""
+    off = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if off or mode == "disabled" or not (os.environ.get("WANDB_API_KEY") or mode == "offline"):
         return False
     if find_spec("wandb") is None:
-        say("a W&B key is set but wandb is not installed: logged to files only (pip install wandb)")
+        print0("a W&B key is set but wandb is not installed: logged to files only (pip install wandb)")
         return False
-    mark = stage / "wandb_id"
-    if rank() == 0 and not mark.exists():
-        write_bytes(mark, uuid.uuid4().hex[:8].encode())
-    wait_for_all()
-    os.environ.setdefault("WANDB_PROJECT", "vpo-lab")
-    os.environ.update(WANDB_DIR=str(stage), WANDB_RUN_ID=mark.read_text(), WANDB_RESUME="allow")
     return True
+
+
+def _start_tracking(trainer, stage: Stage) -> None:
+    """Open the W&B run of this stage, the same one when it is resumed; without it the training logs to files only."""
+    if "wandb" not in trainer.args.report_to or rank() > 0:
+        return
+    from transformers.integrations import WandbCallback
+
+    mark = stage / "wandb_id"
+    if not mark.exists():
+        write_bytes(mark, uuid.uuid4().hex[:8].encode())
+    try:
+        import wandb
+
+        wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "vpo-lab"),
+            name=trainer.args.run_name,
+            dir=str(stage),
+            id=mark.read_text(),
+            resume="allow",
+            settings=wandb.Settings(init_timeout=30),
+        )
+    except Exception as error:  # no network, a wrong key: its own classes, and those of what it is built on
+        trainer.remove_callback(WandbCallback)
+        trainer.args.report_to = []
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print0(f"no W&B ({reason[0]}): logged to files only; WANDB_MODE=offline keeps a copy to upload later")

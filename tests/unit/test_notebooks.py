@@ -1,0 +1,133 @@
+"""notebooks.py: which Python a notebook runs in, with which environment, and which settings its cells can take."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from vpo_lab.config import get_profile
+from vpo_lab.course.notebooks import COURSE_RULES, Job, _execute, as_committed, check_parameters, kernel_environment
+from vpo_lab.errors import LabError
+from vpo_lab.processes import Session, session
+
+SMOKE = get_profile("smoke")
+
+CELL = """
+import sys, json, os, matplotlib.pyplot as plt
+from vpo_lab.processes import session, world_size
+plt.plot([1, 2]); plt.show()
+print(json.dumps([sys.executable, world_size(), session().headless, os.environ.get("RANK"), value]))
+"""
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    parameters = nbformat.v4.new_code_cell("value: int = 0", metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [parameters, *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def outputs(path: Path) -> list:
+    return [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+
+
+def foreign_kernel(folder: Path) -> None:
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": ["/no/such/python", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+
+
+def test_a_notebook_runs_in_this_python_and_shows_its_pictures_whatever_the_shell_says(tmp_path, monkeypatch):
+    foreign_kernel(tmp_path / "jupyter")
+    shell = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg"}
+    shell |= {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "runs {a} {value}"
+    folder.mkdir()
+    job = Job("n", notebook(folder / "n.ipynb", CELL), folder / "done.ipynb")
+    _execute(job, {"value": 7}, kernel_environment(SMOKE, until=None))
+    found = outputs(job.target)
+    assert any("image/png" in output.get("data", {}) for output in found)
+    text = "".join(output.text for output in found if output.output_type == "stream" and output.name == "stdout")
+    assert json.loads(text) == [sys.executable, 1, True, None, 7]
+
+
+def test_figures_are_shown_in_a_notebook_that_a_reader_opened_under_another_backend(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    cell = "import vpo_lab.show, matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    job = Job("n", notebook(tmp_path / "n.ipynb", cell), tmp_path / "done.ipynb")
+    _execute(job, {}, {**os.environ, "MPLBACKEND": "Agg"})
+    assert any("image/png" in output.get("data", {}) for output in outputs(job.target))
+
+
+def test_kernels_are_told_where_the_command_started_and_when_to_stop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in kernel_environment(SMOKE, until=9.5).items():
+        monkeypatch.setenv(name, value)
+    assert session() == Session(task_folder=str(tmp_path), until=9.5, headless=True)
+    assert os.environ["OMP_NUM_THREADS"]
+
+
+# --- Settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, field",
+    [
+        ({"methods": ["vpo"]}, "methods"),
+        ({"methods": ["grpo"]}, "methods"),
+        ({"methods": ["vpo", "grpo"]}, "methods"),
+        ({"methods": ["grpo", "gdpo"]}, "methods"),
+        ({"rl.candidates": 1}, "rl.candidates"),
+        ({"rl.candidates": 6}, "evaluation.candidates"),
+        ({"evaluation.candidates": 3, "evaluation.budgets": [1, 3]}, "evaluation.candidates"),
+    ],
+)
+def test_what_a_cell_cannot_digest_is_refused_by_name(overrides, field):
+    profile = get_profile("smoke", overrides)  # a training can
+    with pytest.raises(LabError, match=field):
+        profile.checked(COURSE_RULES)
+
+
+def test_every_profile_goes_through_the_notebooks():
+    for name in ("tiny", "smoke", "maze", "qwen3-1.7b"):
+        get_profile(name).checked(COURSE_RULES)
+
+
+def test_check_parameters_reads_annotated_and_plain_declarations(tmp_path):
+    declarations = "# note: x = 1\nprofile: str = 'tiny'\nseed = 0"
+    cell = nbformat.v4.new_code_cell(declarations, metadata={"tags": ["parameters"]})
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    check_parameters(path, {"profile": "smoke", "seed": 1})
+    with pytest.raises(LabError, match="'x'"):
+        check_parameters(path, {"x": 2})
+
+
+# --- Publishing -------------------------------------------------------------------------------
+
+
+def test_published_notebooks_carry_outputs_but_no_timings():
+    source = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="a")])
+    executed = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("seed = 3", id="injected"),
+            nbformat.v4.new_code_cell(
+                "1 + 1",
+                id="a",
+                execution_count=7,
+                metadata={"papermill": {"duration": 1}},
+                outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=7)],
+            ),
+        ],
+        metadata={"papermill": {"output_path": "somewhere"}},
+    )
+    result = as_committed(executed, source)
+    assert [cell.id for cell in result.cells] == ["a"]
+    assert result.cells[0].execution_count == result.cells[0].outputs[0].execution_count == 1
+    assert "papermill" not in json.dumps(result)
