@@ -40,7 +40,7 @@ def formula(display):
 
 
 def stay_here(app, doctree, docname):
-    """Put its text in the place of a picture from elsewhere (a badge), and link the explorer instead of its download."""
+    """Put text in the place of pictures from elsewhere (badges), and link the explorer's page instead of its file."""
     for picture in list(doctree.findall(nodes.image)):
         if "://" in picture["uri"]:
             picture.replace_self(nodes.Text(picture.get("alt", "")))
@@ -53,7 +53,9 @@ def stay_here(app, doctree, docname):
 def land(app, error):
     """Let the folder's own address lead to the first page."""
     with open(f"{app.outdir}/index.html", "w", encoding="utf-8") as page:
-        page.write(f'<!doctype html><title>{project}</title><meta http-equiv="refresh" content="0; url={root_doc}.html">')
+        page.write(
+            f'<!doctype html><title>{project}</title><meta http-equiv="refresh" content="0; url={root_doc}.html">'
+        )
 
 
 def setup(app):

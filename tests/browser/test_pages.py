@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("site")
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-c", "docs", "-d", out / "trees", ".", out], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-c", "docs", "-d", out / "trees", ".", out], cwd=ROOT, check=True
+    )
     return out
 
 

@@ -51,7 +51,8 @@ def test_every_notebook_and_guide_has_a_page(site):
 def test_nothing_is_loaded_from_elsewhere(site):
     for path, page in site.items():
         assert not [url for url in page.loaded if re.match(r"(https?:)?//", url)], path
-    for sheet in {path.parent / url.split("?")[0] for path, page in site.items() for url in page.loaded if ".css" in url}:
+    sheets = {path.parent / url.split("?")[0] for path, page in site.items() for url in page.loaded if ".css" in url}
+    for sheet in sheets:
         assert not re.search(r"@import|url\([\"']?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 

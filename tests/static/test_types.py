@@ -47,11 +47,12 @@ def found(tmp_path_factory) -> dict[Path, list[str]]:
     import trl.generation
 
     folder = tmp_path_factory.mktemp("types")
-    copies = {folder / f"{file[:-3]}_{number}.py": (file, name) for file, names in RENAMED.items() for number, name in enumerate(names)}
-    for copy, (file, name) in copies.items():
+    copies = []
+    for number, (file, name) in enumerate((file, name) for file, names in RENAMED.items() for name in names):
+        copies.append(folder / f"{file[:-3]}_{number}.py")
         text = (ROOT / "vpo_lab" / "train" / file).read_text(encoding="utf-8")
         assert text.count(name) >= 1, (file, name)
-        copy.write_text(text.replace(name, re.sub(r"(\w+)", r"renamed_\1", name), 1), encoding="utf-8")
+        copies[-1].write_text(text.replace(name, re.sub(r"(\w+)", r"renamed_\1", name), 1), encoding="utf-8")
     trl = [Path(path) for path in Path(trl.generation.__file__).parent.glob("vllm_*.py")]
     return complaints(folder, [*CODE, *copies, *trl], stubPath=str(ROOT / "typings"))
 

@@ -160,7 +160,7 @@ def cache_folder() -> Path:
 
 
 def fetch(split: str) -> Path:
-    """Return the split's parquet file in the cache, downloaded if absent or changed. Raises LabError if it cannot be had."""
+    """Return the split's parquet file in the cache, downloaded if absent or changed. Raises LabError without it."""
     import pooch
 
     folder, name, url = cache_folder(), f"{split}.parquet", f"{BASE_URL}/{split}.parquet"
@@ -177,9 +177,8 @@ def fetch(split: str) -> Path:
     except (OSError, ValueError) as error:  # of the network, of the disk; another hash
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise LabError(f"the disk is full at {folder}: free some space, or set VPO_LAB_CACHE") from error
-        raise LabError(
-            f"cannot download {url} to {folder} ({_line(error)}): check network and folder, set VPO_LAB_CACHE, or {OWN_COPY}"
-        ) from error
+        advice = f"check network and folder, set VPO_LAB_CACHE, or {OWN_COPY}"
+        raise LabError(f"cannot download {url} to {folder} ({_line(error)}): {advice}") from error
     return file
 
 
