@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test browser gpu workflows lint contracts bench figures explorer publish site doctor lab clean
+.PHONY: help setup run test browser gpu workflows lint types bench figures explorer publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -27,7 +27,7 @@ run: setup  ## the five notebooks, about a quarter of an hour; killed, it contin
 
 test: setup  ## everything that needs no GPU, a process per core
 	$(BIN)/ruff check .
-	$(BIN)/pytest --numprocesses auto --dist loadfile tests/static tests/contract tests/unit tests/pipeline
+	$(BIN)/pytest --numprocesses auto --dist loadfile tests/static tests/unit tests/pipeline
 
 # Root on Debian gets a browser; elsewhere the tests take the one there is, or skip and say so.
 browser: setup  ## the explorer page and JupyterLab in a real Chromium, three minutes at most
@@ -45,9 +45,12 @@ lint: setup  ## fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-contracts: setup  ## after a change of GPU pins: read anew from the wheels (0.4 GB) what Unsloth and vLLM accept
-	$(BIN)/python tests/contract/refresh.py
-	$(BIN)/pytest -q tests/contract
+types: setup  ## after a change of GPU pins: hold the code against the wheels of Unsloth and vLLM (0.35 GB)
+	rm -rf build/wheels
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version=3.11 --platform=manylinux_2_28_x86_64 \
+		--dest build/wheels $$(grep -E '^(unsloth|unsloth-zoo|vllm|msgspec)==' requirements/gpu.lock)
+	for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/wheels/unpacked; done
+	$(BIN)/pytest tests/static/test_types.py tests/static/test_contract.py
 
 bench: setup  ## scorer, set reward, advantages, their share of a training step, import time
 	$(BIN)/python benchmarks/bench.py
@@ -63,7 +66,7 @@ publish: setup  ## copy a finished run into notebooks/ and results/, then redraw
 	$(BIN)/vpo-lab figures
 
 site: setup  ## the course as static pages in site/, complete without a network
-	$(BIN)/vpo-lab site
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . site
 
 doctor: setup  ## what this machine can run
 	$(BIN)/vpo-lab doctor

@@ -1,4 +1,4 @@
-"""The command line: run, train, experiment, figures, explorer, publish, site, doctor."""
+"""The command line: run, train, experiment, figures, explorer, publish, doctor."""
 
 from __future__ import annotations
 
@@ -149,15 +149,6 @@ def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder."
     for path in publish_run(run):
         print(path)
     update_readme(notebook_folder().parent / "README.md", read_json(run.summary))
-
-
-@app.command()
-def site(out: Annotated[str, typer.Option(help="Folder of the pages.")] = "site") -> None:
-    """Build the course as static pages that need no network; write the repository's address into the notebooks."""
-    from vpo_lab.site import address, build_site
-
-    for path in [*address(), *build_site(_path(out))]:
-        print(path)
 
 
 @app.command()

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "vpo_lab"
 # A room may import only what stands to its left, and itself. A new module needs a place here.
 ORDER = (
     "errors", "colab", "weights", "methods", "chains", "metrics", "config", "processes", "files", "runs",
-    "show", "tasks", "train", "search", "course", "site", "cli",
+    "show", "tasks", "train", "search", "course", "cli",
 )  # fmt: skip
 
 LIGHT = ("errors", "config", "tasks", "chains", "weights", "methods", "metrics")

@@ -10,13 +10,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vpo_lab.site import REPOSITORY, addressed
-
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 NAMES = ["01_reward_vectors", "02_sft_warmup", "03_grpo_baseline", "04_vpo_training", "05_bestk_and_pareto"]
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = {"profile": "str", "seed": "int", "run_dir": "str", "overrides": "dict"}
+REPOSITORY = "OWNER/vpo-lab"  # its public address; a fork replaces it in the notebooks and here
 COLAB = "'google.colab' in sys.modules"
 MAX_BYTES, MAX_LINE = 500_000, 110
 
@@ -123,7 +122,13 @@ def test_the_install_cell_is_one_and_the_same_and_leaves_installing_to_the_clone
     address, folder = f"https://github.com/{REPOSITORY}", "/content/vpo-lab"
     assert f"git clone --quiet --depth 1 {address} {folder}" in cell
     assert f'sys.path.insert(0, "{folder}")' in cell and "colab.main()" in cell
-    assert "pip" not in cell and addressed(cell.replace(REPOSITORY, "someone-else/vpo-lab")) == cell
+    assert "pip" not in cell
+
+
+def test_every_notebook_names_one_address(notebook):
+    text = json.dumps(notebook)
+    assert set(re.findall(r"github(?:\.com)?/([\w.-]+/vpo-lab)\b", text)) == {REPOSITORY}
+    assert re.search(rf"colab\.research\.google\.com/github/{REPOSITORY}/blob/main/notebooks/\d\d_\w+\.ipynb", text)
 
 
 def test_code_compiles_and_its_lines_are_short(notebook):

@@ -64,7 +64,7 @@ def test_a_file_names_its_rows_whatever_the_split(folder):
 def test_our_golds_score_one_through_the_task(folder):
     assert TASK.objectives == ("format", "tool_name", "param_name", "param_value")
     for row in TASK.load(folder, "test"):
-        assert TASK.score(row["gold"], row["gold"]).tolist() == [1, 1, 1, 1]
+        assert TASK.score([row["gold"]], [row]).tolist() == [[1, 1, 1, 1]]
 
 
 def test_every_real_row_loads_and_scores(toolrl_dir):
@@ -72,19 +72,16 @@ def test_every_real_row_loads_and_scores(toolrl_dir):
     assert len(rows) == 80 + 399 and len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         assert [message["role"] for message in row["prompt"]] == ["system", "user"]
-        gold = row["gold"]
-        answer = gold if gold.lstrip().startswith("<think>") else f"<think> So. </think>\n{gold}"
-        assert TASK.score(answer, gold).tolist() == [1, 1, 1, 1], row["id"]
+        assert TASK.score([row["gold"]], [row]).tolist() == [[1, 1, 1, 1]], row["id"]
     assert sum("<tool_call>" not in row["gold"] for row in rows[:80]) == 9
 
 
 def test_the_real_test_file_is_the_published_one(toolrl_dir):
-    assert toolrl._is_published(toolrl_dir / "test.parquet", "test")
-    assert not toolrl._is_published(toolrl_dir / "train_sft400.parquet", "test")
+    assert hashlib.sha256((toolrl_dir / "test.parquet").read_bytes()).hexdigest() == toolrl.SHA256["test"]
 
 
 def test_importing_is_light():
-    heavy = ["scipy", "pyarrow", "tqdm", "pandas", "torch"]
+    heavy = ["scipy", "pyarrow", "pooch", "pandas", "torch"]
     code = f"import sys, vpo_lab.tasks.tool_calls.toolrl; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -98,7 +95,7 @@ def test_demonstrations_hold_the_gold_and_slips_of_it():
         shown = TASK.demonstrations(row, 4, np.random.default_rng(0))
         assert len(shown) == 4 and row["gold"] in shown
         assert shown == TASK.demonstrations(row, 4, np.random.default_rng(0))
-        scores = np.array([TASK.score(answer, row["gold"]) for answer in shown])
+        scores = TASK.score(shown, [row] * 4)
         assert (scores[:, 0] == 1).all()  # the format is never what is wrong
         slips = [s for answer, s in zip(shown, scores, strict=True) if answer != row["gold"]]
         assert all(s.min() < 1 for s in slips)
@@ -110,32 +107,23 @@ def test_demonstrations_hold_the_gold_and_slips_of_it():
 
 
 def test_unknown_split(folder):
-    fails("'dev'", "'train'", "'test'", path=folder, split="dev")
+    fails("'dev'", path=folder, split="dev")
     fails("'dev'", split="dev")
 
 
 def test_missing_file_or_folder(tmp_path):
-    fails("no.parquet", "check the path", path=tmp_path / "no.parquet")
-    write_parquet(tmp_path / "rows.parquet")
-    fails("no test.parquet", tmp_path, "rows.parquet", path=tmp_path)
-
-
-def test_not_parquet(tmp_path):
-    file = tmp_path / "test.parquet"
-    for content in (b"PAR1", b"hello, this is\nno parquet", b"PAR1" + b"\0" * 500 + b"PAR1"):
-        file.write_bytes(content)
-        fails(file, "as parquet", path=file)
-    file.write_bytes(b"")
-    fails(file, "empty", path=file)
+    fails(tmp_path / "no.parquet", path=tmp_path / "no.parquet")
+    fails(tmp_path / "test.parquet", path=tmp_path)
 
 
 def test_damaged_parquet(folder):
     file = folder / "test.parquet"
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-    fails(file, "as parquet", path=file)
-    file.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
-    fails(file, path=file)
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    zeros = whole[:4] + bytes(half) + whole[4 + half :]
+    for content in (b"", b"PAR1", b"hello, this is\nno parquet", whole[:half], zeros):
+        file.write_bytes(content)
+        fails(file, path=file)
 
 
 def write_table(path, records, **options):
@@ -149,9 +137,8 @@ def write_table(path, records, **options):
 def test_missing_column(tmp_path, column):
     record = as_record(ROWS[0])
     del record[column]
-    file = tmp_path / "test.parquet"
-    write_table(file, [record])
-    fails(file, repr(column), "ability", path=tmp_path)
+    write_table(tmp_path / "test.parquet", [record])
+    fails(tmp_path / "test.parquet", repr(column), path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +169,27 @@ def test_no_rows(tmp_path):
     fails("no rows", path=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "<tool_call>\n{'name': 'book', 'parameters': {'city': 'Kiel'}}\n</tool_call>",
+        '<tool_call>\n{"name": "book", "arguments": "{\\"city\\": \\"Kiel\\"}"}\n</tool_call>',
+        '<tool_call>\n{"name": "now", "parameters": null}\n</tool_call>',
+        '<tool_call>\n{"name": "note", "parameters": {"text": "a\nb"}}\n</tool_call>',
+        '<tool_call>\n{"name": "now", "parameters": {}}\n',
+        '<tool_call>\n{"name": "a", "parameters": {}}\n{"name": \'b\'}\n</tool_call>',
+        "",
+    ],
+)
+def test_a_gold_that_cannot_be_parsed_is_refused(tmp_path, gold):
+    # It would count as "nothing to call": a refusal would earn all, the right call nothing.
+    broken = {**ROWS[1], "gold": f"<think> ok </think>\n{gold}"}
+    write_parquet(tmp_path / "test.parquet", [ROWS[0], broken, ROWS[2]])
+    fails(tmp_path / "test.parquet", "row 1", path=tmp_path)
+    kept = toolrl.read_rows(tmp_path / "test.parquet", leave_out=True)
+    assert [row["id"] for row in kept] == ["toolrl-test-0", "toolrl-test-2"]
+
+
 # --- the download ---
 
 
@@ -189,11 +197,7 @@ class Server:
     """A web server on this machine that serves `content`, and can be told to misbehave."""
 
     def __init__(self):
-        self.content = b""
-        self.stop_after = None  # bytes of a body, after which the connection is closed
-        self.ranges = True
-        self.status = None
-        self.asked = []  # the Range header of each request
+        self.content, self.stop_after, self.status, self.requests = b"", None, 200, 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -209,34 +213,16 @@ class Server:
         self.thread.start()
 
     def answer(self, request):
-        wanted = request.headers.get("Range")
-        self.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
-        body, size = self.content[start:], len(self.content)
-        if self.status:
-            request.send_error(self.status)
-            return
-        if wanted and self.ranges and not body:
-            request.send_response(416)
-            request.send_header("Content-Range", f"bytes */{size}")
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        request.send_response(206 if start else 200)
-        if start:
-            request.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-        request.send_header("Content-Length", str(len(body)))
+        self.requests += 1
+        request.send_response(self.status)
+        request.send_header("Content-Length", str(len(self.content)))
         request.end_headers()
-        request.wfile.write(body[: self.stop_after])
+        request.wfile.write(self.content[: self.stop_after])
 
     def close(self):
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
-
-
-def blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @pytest.fixture
@@ -247,7 +233,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("VPO_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(toolrl, "BASE_URL", server.url)
-    monkeypatch.setattr(toolrl, "GIT_BLOBS", {"test": blob(server.content)})
+    monkeypatch.setattr(toolrl, "SHA256", {"test": hashlib.sha256(server.content).hexdigest()})
     monkeypatch.setattr(toolrl, "ROW_COUNTS", {"train": len(ROWS), "test": len(ROWS)})
     yield server
     server.close()
@@ -259,67 +245,45 @@ def cache(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_download_once_then_from_the_cache(server, cache, split, capsys):
+def test_download_once_then_from_the_cache(server, cache, split):
     rows = TASK.load(None, split)
     assert [row["id"] for row in rows] == [f"toolrl-{split}-{i}" for i in range(len(ROWS))]
     assert (cache / f"{split}.parquet").read_bytes() == server.content
-    assert f"toolrl {split}.parquet" in capsys.readouterr().err  # the progress bar
     assert TASK.load(split=split) == rows
-    assert server.asked == [None]
-    assert not list(cache.glob("*.part"))
-
-
-def test_a_cut_download_says_so_and_goes_on(server, cache):
-    server.stop_after = 1000
-    fails("1,000 of", f"{len(server.content):,} bytes", "run again")
-    server.stop_after = 500
-    fails("1,500 of")
-    server.stop_after = None
-    assert len(TASK.load(None, "test")) == len(ROWS)
-    assert server.asked == [None, "bytes=1000-", "bytes=1500-"]
-    assert (cache / "test.parquet").read_bytes() == server.content
-
-
-def test_a_server_that_ignores_ranges_sends_it_all_again(server, cache):
-    server.stop_after = 1000
-    fails("run again")
-    server.stop_after, server.ranges = None, False
-    assert len(TASK.load(None, "test")) == len(ROWS)
-    assert (cache / "test.parquet").read_bytes() == server.content
-
-
-def test_a_complete_part_needs_no_more_bytes(server, cache):
-    cache.mkdir(parents=True)
-    (cache / "test.part").write_bytes(server.content)
-    assert len(TASK.load(None, "test")) == len(ROWS)
-    (cache / "train.part").write_bytes(server.content + b"more")
-    fails("stopped at", split="train")
-    assert len(TASK.load(None, "train")) == len(ROWS)
-
-
-def test_another_content_is_refused_and_not_kept(server, cache, monkeypatch):
-    monkeypatch.setattr(toolrl, "GIT_BLOBS", {"test": "0" * 40})
-    fails("test.parquet", "not that of the published file", "--data")
-    assert not list(cache.iterdir())
-    monkeypatch.setattr(toolrl, "ROW_COUNTS", {"train": 3920, "test": 80})
-    fails("9 rows instead of 3,920", split="train")
-    server.content = b"<html>sign in</html>"
-    fails("as parquet", "run again", split="train")
-    assert not list(cache.iterdir())
+    assert server.requests == 1
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_changed_cache_is_noticed(server, cache, split):
-    TASK.load(None, split)
+def test_a_cut_download_is_not_kept(server, cache, split):
+    server.stop_after = 1000
+    fails(f"{server.url}/{split}.parquet", "--data", split=split)
+    assert not list(cache.iterdir())
+    server.stop_after = None
+    assert len(TASK.load(None, split)) == len(ROWS)
+
+
+def test_another_content_is_refused_and_not_kept(server, cache, monkeypatch):
+    server.content = b"<html>sign in</html>"
+    for split in ("train", "test"):
+        fails(f"{split}.parquet", "--data", split=split)
+    write_parquet(cache / "some", ROWS[:4])
+    server.content = (cache / "some").read_bytes()
+    (cache / "some").unlink()
+    for split in ("train", "test"):
+        fails(f"{split}.parquet", "--data", split=split)
+    assert not list(cache.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_changed_file_in_the_cache_is_fetched_again(server, cache, split):
+    rows = TASK.load(None, split)
     write_parquet(cache / f"{split}.parquet", ROWS[:4])
-    fails(cache / f"{split}.parquet", "delete it", split=split)
+    assert TASK.load(None, split) == rows and server.requests == 2
 
 
 def test_unreachable(server, monkeypatch):
     server.status = 404
-    fails(f"{server.url}/test.parquet", "404", "path=", "--data")
-    server.status = 503
-    fails("503", "check the network")
+    fails(f"{server.url}/test.parquet", "404", "--data")
     monkeypatch.setattr(toolrl, "BASE_URL", "http://127.0.0.1:9")
     fails("http://127.0.0.1:9/test.parquet", "--data")
     monkeypatch.setattr(toolrl, "BASE_URL", "http://no-such-host.invalid")
@@ -335,18 +299,11 @@ def test_a_silent_server_times_out(server, monkeypatch):
 
 
 def test_disk_full(server, cache, monkeypatch):
-    def full(url, sink):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(toolrl, "_transfer", full)
+    monkeypatch.setattr("pooch.core.stream_download", full)
     fails("disk is full", cache, "VPO_LAB_CACHE")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_disk_full_for_real(server, cache):
-    cache.mkdir(parents=True)
-    (cache / "test.part").symlink_to("/dev/full")
-    fails("disk is full", cache)
 
 
 def test_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):

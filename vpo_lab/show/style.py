@@ -155,20 +155,15 @@ def candidate_color(number: int) -> str:
 
 
 def spread(positions: Sequence[float], gap: float) -> np.ndarray:
-    """Positions moved apart, as little as possible, until neighbours are at least `gap` from each other.
+    """Return positions moved apart, as little as possible, until neighbours are at least `gap` from each other.
 
-    (n,) -> (n,), in the order given. Least squares: isotonic regression of the positions less i * gap.
+    (n,) -> (n,), in the order given. Least squares: isotonic regression of the positions minus i * gap.
     """
-    order = np.argsort(positions, kind="stable")
-    blocks: list[list[float]] = []  # [sum, count] of positions that stand shoulder to shoulder
-    for i, index in enumerate(order):
-        blocks.append([float(positions[index]) - i * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += count
+    from scipy.optimize import isotonic_regression
+
+    order, steps = np.argsort(positions, kind="stable"), np.arange(len(positions)) * gap
     moved = np.empty(len(order))
-    moved[order] = np.repeat([t / c for t, c in blocks], [int(c) for _, c in blocks]) + np.arange(len(order)) * gap
+    moved[order] = isotonic_regression(np.asarray(positions, dtype=float)[order] - steps).x + steps
     return moved
 
 

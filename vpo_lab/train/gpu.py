@@ -6,12 +6,14 @@ import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.processes import _quiet_libraries, rank, world_size
 from vpo_lab.tasks import Task
 from vpo_lab.train.prompts import _with_pad_and_eos, window
+from vpo_lab.train.stage import keywords
 
 BACKENDS = ("scratch", "transformers", "vllm", "unsloth")
 
@@ -163,35 +165,39 @@ def _unsloth_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def trl_arguments(profile: Profile, m: int) -> dict:
+def trl_arguments(profile: Profile, m: int) -> dict[str, Any]:
     """The GRPOConfig fields by which TRL samples rollouts of M answers with this backend.
 
     vLLM's probabilities differ a little from the trained model's. With plain TRL each token is weighted
     by their ratio; TRL's default would weight, or drop, a rollout by the product over all its tokens,
     which punishes long chains. Unsloth's vLLM holds the same weights and runs the same adapter: no weighting.
     """
+    # Import here, not at the top: Unsloth replaces this class when it loads the model.
+    from trl import GRPOConfig
+
     policy = profile.policy
     if policy.backend in ("scratch", "transformers"):
-        return dict(use_vllm=False)
+        return keywords(GRPOConfig, use_vllm=False)
     if policy.backend == "unsloth":
-        return dict(use_vllm=True, vllm_importance_sampling_correction=False)
-    where = (
-        dict(vllm_mode="server", vllm_server_base_url=policy.vllm_server)
-        if policy.vllm_server
-        else dict(
+        return keywords(GRPOConfig, use_vllm=True, vllm_importance_sampling_correction=False)
+    if policy.vllm_server:
+        where = keywords(GRPOConfig, vllm_mode="server", vllm_server_base_url=policy.vllm_server)
+    else:
+        where = keywords(
+            GRPOConfig,
             vllm_mode="colocate",
             vllm_gpu_memory_utilization=policy.gpu_share,
             vllm_max_model_length=window(profile, m),
             vllm_tensor_parallel_size=1,
         )
-    )
-    return dict(
+    weighting = keywords(
+        GRPOConfig,
         use_vllm=True,
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="token_truncate",
         vllm_importance_sampling_clip_max=2.0,
-        **where,
     )
+    return {**weighting, **where}
 
 
 def left_packed(inputs: dict, pad_token_id: int):

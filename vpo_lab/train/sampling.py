@@ -5,8 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from vpo_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 
 def _free_gpu() -> None:
@@ -98,7 +102,7 @@ def _vllm_sampler(model) -> Iterator[Callable[..., list[list[int]]]]:
 
         def generate(model, tokenizer, prompts: list[str], *, seed, max_new_tokens, temperature, top_p):
             prompts_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-            outputs = model.fast_generate(
+            outputs: list[RequestOutput] = model.fast_generate(
                 [{"prompt_token_ids": ids} for ids in prompts_ids],
                 # A seed each: with one for all, equal prompts would get equal answers.
                 sampling_params=[

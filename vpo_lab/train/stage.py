@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, ParamSpec
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
@@ -17,6 +18,8 @@ from vpo_lab.files import atomic_folder, explain_full_disk, write_bytes
 from vpo_lab.processes import broadcast, print0, rank, wait_for_all, world_size
 from vpo_lab.runs import EVAL_LOG, LOG, STOPPED, Stage, last_good_checkpoint, seal_checkpoint, step_of
 from vpo_lab.show.live import LiveView, StageProgress, someone_looks
+
+P = ParamSpec("P")
 
 
 def run_stage(
@@ -158,8 +161,15 @@ def _matches(key: str, name: str) -> bool:
 # --- Both stages ------------------------------------------------------------------------------
 
 
-def _split(field: str, rows: int, micro: int) -> dict:
+def keywords(function: Callable[P, object], /, *_: P.args, **given: P.kwargs) -> dict[str, Any]:
+    """Return the keywords for a later call of `function`: a type checker sees whether it takes them, as in the call."""
+    return given
+
+
+def _split(field: str, rows: int, micro: int) -> dict[str, Any]:
     """A batch of `rows` in forward passes of at most `micro` (0: all at once) on each process."""
+    from transformers import TrainingArguments
+
     share, rest = divmod(rows, world_size())
     micro = min(micro or share, share)
     if rest or not share or share % micro:
@@ -167,7 +177,8 @@ def _split(field: str, rows: int, micro: int) -> dict:
             f"{field}: {rows} rows cannot be split over {world_size()} processes in passes of {micro or 1}: "
             "change the number of processes, or rl.rollouts, rl.micro_rollouts, sft.batch_rows, sft.micro_rows"
         )
-    return dict(per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
+    steps = share // micro
+    return keywords(TrainingArguments, per_device_train_batch_size=micro, gradient_accumulation_steps=steps)
 
 
 def _on_one_gpu(args):
@@ -176,11 +187,13 @@ def _on_one_gpu(args):
     return args
 
 
-def _common_arguments(profile: Profile, stage: Stage, seed: int) -> dict:
+def _common_arguments(profile: Profile, stage: Stage, seed: int) -> dict[str, Any]:
     import torch
+    from transformers import TrainingArguments
 
     cuda = torch.cuda.is_available()
-    return dict(
+    return keywords(
+        TrainingArguments,
         output_dir=str(stage.checkpoints),
         seed=seed,
         data_seed=seed,

@@ -29,6 +29,7 @@ from itertools import combinations
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.metrics import hypervolume, pareto_optimal
 from vpo_lab.tasks import each
 
 WORLD_SEED = 20260522
@@ -148,7 +149,8 @@ def front(gold: str) -> np.ndarray:
 
     Exact: dynamic programming over (moves, cell, set of treasure and lava cells entered so far).
     """
-    points = np.array(_undominated(_attainable(parse_maze(gold))))
+    points = np.array(sorted(_attainable(parse_maze(gold)), reverse=True))
+    points = points[pareto_optimal(points)]
     points.setflags(write=False)
     return points
 
@@ -159,15 +161,6 @@ def _attainable(maze: Maze) -> set[tuple[float, ...]]:
     for layer in _layers(maze):
         ends |= layer.get(maze.exit, 0)
     return set(map(tuple, _rewards(maze, _members(ends)).tolist()))
-
-
-def _undominated(points: set[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The points that no other one equals or beats in every objective, in descending order."""
-    kept: list[tuple[float, ...]] = []
-    for point in sorted(points, reverse=True):  # what dominates a point stands before it
-        if not any(all(a >= b for a, b in zip(other, point, strict=True)) for other in kept):
-            kept.append(point)
-    return kept
 
 
 @lru_cache(maxsize=8192)
@@ -307,7 +300,7 @@ def _is_dilemma(grid: str) -> bool:
     points = _attainable(parse_maze(grid))
     any_gold, any_diamond = (any(point[i] for point in points) for i in (1, 2))
     both = any(point[1] and point[2] for point in points)
-    return any_gold and any_diamond and not both and len(_undominated(points)) >= FRONT_SIZE
+    return any_gold and any_diamond and not both and pareto_optimal(np.array(list(points))).sum() >= FRONT_SIZE
 
 
 @lru_cache
@@ -322,6 +315,7 @@ def ceiling(size: int, k: int) -> dict[str, float]:
     if k < 1:
         raise LabError(f"k = {k}: at least 1 is needed")
     weights_KD = np.random.default_rng(WORLD_SEED).dirichlet(np.ones(len(OBJECTIVES)), size=8192)
+    reference = np.full(len(OBJECTIVES), REFERENCE)
     best, utility, volume = [], [], []
     for grid in _grids(size)["test"]:
         points = front(grid)
@@ -329,19 +323,14 @@ def ceiling(size: int, k: int) -> dict[str, float]:
         utility_PK = points @ weights_KD.T
         best.append(points.mean(axis=1).max())
         utility.append(max(utility_PK[chosen].max(axis=0).mean() for chosen in subsets))
-        volume.append(max(_hypervolume(points[chosen]) for chosen in subsets) / _hypervolume(points))
+        volumes = [hypervolume(points[chosen], reference) for chosen in subsets]
+        volume.append(max(volumes) / hypervolume(points, reference))
     return {
         "best": float(np.mean(best)),
         "pass": 0.0,
         "eum": float(np.mean(utility)),
         "hypervolume": float(np.mean(volume)),
     }
-
-
-def _hypervolume(points: np.ndarray) -> float:
-    import moocore
-
-    return float(moocore.hypervolume(points, ref=np.full(len(OBJECTIVES), REFERENCE), maximise=True))
 
 
 # --- The task ---------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from itertools import combinations
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.metrics import pareto_optimal
 from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, score
 
@@ -382,11 +383,9 @@ def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
 
 
 def _undominated(points: np.ndarray) -> list[int]:
-    """Indices of the distinct rows that no other row beats or equals in every column."""
+    """Return the indices of the distinct rows that no other row beats or equals in every column."""
     _, first = np.unique(points, axis=0, return_index=True)
-    distinct = points[first]
-    beaten = (distinct[None] >= distinct[:, None]).all(axis=2).sum(axis=1) > 1
-    return first[~beaten].tolist()
+    return first[pareto_optimal(points[first])].tolist()
 
 
 # --- The task ---------------------------------------------------------------------------------

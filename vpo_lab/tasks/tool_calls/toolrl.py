@@ -1,45 +1,33 @@
 """ToolRL's tool-calling rows (arXiv:2504.13958): 3,920 train and 80 test rows, downloaded once.
 
-The rows come from github.com/qiancheng0/ToolRL (Apache-2.0), mixed there from ToolACE, masked
-Hammer and xLAM. The project ships none of them: `load` fetches them into a cache, or reads a copy
-of yours.
+The rows come from github.com/qiancheng0/ToolRL (Apache-2.0), mixed there from ToolACE, masked Hammer and xLAM.
+The project ships none of them: `load` downloads them into a cache, or reads your own copy.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from typing import Any
 
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.processes import say
 from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, parse_answer, score
 
-SPLITS = ("train", "test")
-
 BASE_URL = "https://raw.githubusercontent.com/qiancheng0/ToolRL/main/dataset/rlla_4k"
-
 TIMEOUT_S = 30.0
-
-CHUNK_BYTES = 1 << 16
-
-# Git's name for the published file. That of train.parquet was not at hand, so the first download is
-# checked by its number of rows, and its sha256 is kept beside the file for every later load.
-GIT_BLOBS = {"test": "ccdac1cc0112fb54dd68cbc88d9abfe28ce3d749"}
-
 ROW_COUNTS = {"train": 3920, "test": 80}
+# The published file's. That of train.parquet was not at hand: its first download is checked by its number of rows,
+# and its own sha256 is kept beside it for every later load.
+SHA256 = {"test": "f7f300ebe755fd04985c83e18097d5a94a08619d72809fe06128ed3f00da7554"}
 
 WANTED = "pass a parquet file in ToolRL's format"
-
 OWN_COPY = "pass your own copy with path= (--data on the command line)"
 
 
@@ -52,41 +40,33 @@ class ToolRL:
     score = staticmethod(each(score))
 
     def load(self, path: str | os.PathLike | None = None, split: str = "train") -> list[dict]:
-        """The rows of a split, in the order of the file, as plain Python types.
+        """Return the rows of a split, in the order of the file, as plain Python types.
 
-        path: a parquet file (read whatever the split), a folder with {train,test}.parquet, or
-        None: the public file, downloaded into the cache (the folder in VPO_LAB_CACHE, else
-        ~/.cache/vpo_lab) and checked. Ids are "toolrl-<name of the file>-<position>".
-        LabError, in one line, for whatever is wrong with the split, the file or the download.
+        path: a parquet file (read whatever the split), a folder with {train,test}.parquet, or None: the public file,
+        downloaded into the cache (the folder in VPO_LAB_CACHE, else ~/.cache/vpo_lab) and checked. Ids are
+        "toolrl-<name of the file>-<position>". Raises LabError, in one line, for whatever is wrong with the split, the
+        file, one of its rows or the download.
         """
-        if split not in SPLITS:
+        if split not in ROW_COUNTS:
             raise LabError(f"unknown split {split!r} of toolrl: choose 'train' or 'test'")
         if path is None:
-            return read_rows(fetch(split))
+            return read_rows(fetch(split), leave_out=True)
         file = Path(path).expanduser()
         if file.is_dir():
-            file = _in_folder(file, split)
+            file = file / f"{split}.parquet"
         return read_rows(file)
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """`n` answers that a warmup may imitate: the gold and golds with one slip, shuffled.
+        """Return `n` answers that a warmup may imitate: the gold and golds with one slip, shuffled.
 
-        A slip is a lost call, a lost parameter or the name of another tool of the prompt. Distinct
-        where the row allows: one without calls has only its gold to show.
+        A slip is a lost call, a lost parameter or the name of another tool of the prompt. Distinct where the row
+        allows: one without calls has only its gold to show.
         """
         slips = _golds_with_one_slip(row)
         picked = [slips[i] for i in rng.permutation(len(slips))[: n - 1]]
         answers = [row["gold"], *picked]
         answers += [row["gold"]] * (n - len(answers))
         return [answers[i] for i in rng.permutation(n)]
-
-
-def _in_folder(folder: Path, split: str) -> Path:
-    file = folder / f"{split}.parquet"
-    if not file.is_file():
-        found = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no parquet file"
-        raise LabError(f"no {file.name} in {folder} (found: {found}): rename it or pass the file itself")
-    return file
 
 
 def _golds_with_one_slip(row: dict) -> list[str]:
@@ -110,69 +90,63 @@ def _golds_with_one_slip(row: dict) -> list[str]:
 # --- Reading ----------------------------------------------------------------------------------
 
 
-def read_rows(file: str | os.PathLike) -> list[dict]:
-    """The rows of one parquet file in ToolRL's columns. LabError if they cannot be had from it."""
+def read_rows(file: str | os.PathLike, *, leave_out: bool = False) -> list[dict]:
+    """Return the rows of one parquet file in ToolRL's columns.
+
+    A gold that cannot be parsed would count as "nothing to call", and to refuse would be paid in full. So every gold
+    must earn 1 in all objectives. Raises LabError if one does not (`leave_out`: says how many are left out), or if
+    the file is no such file.
+    """
     file = Path(file)
-    if not os.path.isfile(file):  # False, too, where a folder on the way is closed to us
-        raise LabError(f"no data file {file}: check the path, or leave it out to download ToolRL's rows")
-    if file.stat().st_size == 0:
-        raise LabError(f"{file} is empty (0 bytes): copy or download it again")
-    columns = _read_columns(file)
-    rows = [
-        {
-            "id": f"toolrl-{file.stem}-{number}",
-            "prompt": _messages(prompt, file, number),
-            "gold": _gold(reward_model, file, number),
-        }
-        for number, (prompt, reward_model) in enumerate(zip(*columns, strict=True))
-    ]
-    if not rows:
-        raise LabError(f"{file} holds no rows: copy or download it again")
-    return rows
+    rows = [_row(record, file, number) for number, record in enumerate(_records(file))]
+    earned_ND = np.array([score(row["gold"], row["gold"]) for row in rows])
+    unsound = np.flatnonzero(earned_ND.min(axis=1) < 1).tolist()
+    if unsound and not leave_out:
+        raise LabError(
+            f"{file}, row {unsound[0]}: the gold itself earns {earned_ND[unsound[0]].tolist()}, not all 1 "
+            f"({len(unsound)} such rows): write a think block, then calls in strict JSON or a response"
+        )
+    if unsound:
+        say(f"{len(unsound)} of {len(rows)} rows of {file.name} have a gold that cannot be parsed: left out")
+    return [row for number, row in enumerate(rows) if number not in set(unsound)]
 
 
-def _read_columns(file: Path) -> tuple[list, list]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise LabError(f"reading {file} needs pyarrow ({error}): pip install pyarrow") from error
-    names = ("prompt", "reward_model")
+def _records(file: Path) -> list[dict]:
+    import pyarrow.parquet as pq
+
     try:
         # Opened here, so that Arrow sees neither odd characters in the path nor a dataset folder.
         with file.open("rb") as source:
             table = pq.ParquetFile(source)
-            missing = [name for name in names if name not in table.schema_arrow.names]
-            if missing:
-                found = ", ".join(table.schema_arrow.names)
-                raise LabError(f"{file} has no column {missing[0]!r} (it has: {found}): {WANTED}")
-            data = table.read(columns=list(names))
-            return tuple(data.column(name).to_pylist() for name in names)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise LabError(f"cannot read {file} as parquet ({_line(error)}): copy or download it again") from error
+            found = table.schema_arrow.names
+            records = table.read(columns=["prompt", "reward_model"]).to_pylist()
+    except (OSError, ValueError) as error:  # Arrow's errors are of both kinds
+        raise LabError(f"cannot read {file} as parquet ({_line(error)}): check the path, or {OWN_COPY}") from error
+    for name in ("prompt", "reward_model"):
+        if name not in found:
+            raise LabError(f"{file} has no column {name!r} (it has: {', '.join(found)}): {WANTED}")
+    if not records:
+        raise LabError(f"{file} holds no rows: copy or download it again")
+    return records
 
 
-def _messages(prompt: Any, file: Path, number: int) -> list[dict]:
+def _row(record: dict, file: Path, number: int) -> dict:
+    where, prompt, reward_model = f"{file}, row {number}", record["prompt"], record["reward_model"]
     if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
-        raise LabError(
-            f"{file}, row {number}: column 'prompt' is not a list of messages with 'role' and 'content': {WANTED}"
-        )
-    return [{"role": message["role"], "content": message["content"]} for message in prompt]
+        raise LabError(f"{where}: column 'prompt' is not a list of messages with 'role' and 'content': {WANTED}")
+    gold = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+    if not isinstance(gold, str):
+        raise LabError(f"{where}: column 'reward_model' has no text in 'ground_truth': {WANTED}")
+    messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    return {"id": f"toolrl-{file.stem}-{number}", "prompt": messages, "gold": gold}
 
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def _gold(reward_model: Any, file: Path, number: int) -> str:
-    gold = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-    if not isinstance(gold, str):
-        raise LabError(f"{file}, row {number}: column 'reward_model' has no text in 'ground_truth': {WANTED}")
-    return gold
-
-
 def _line(error: BaseException) -> str:
-    """The error's text in one line, short enough for a message."""
+    """Return the error's text in one line, short enough for a message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -180,116 +154,39 @@ def _line(error: BaseException) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Return where downloads are kept."""
     root = os.environ.get("VPO_LAB_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "vpo_lab") / "toolrl"
 
 
 def fetch(split: str) -> Path:
-    """The split's parquet file in the cache, downloaded if absent and checked every time."""
-    file = cache_folder() / f"{split}.parquet"
-    record = file.with_suffix(".sha256")
+    """Return the split's parquet file in the cache, downloaded if absent or changed. Raises LabError without it."""
+    import pooch
+
+    folder, name, url = cache_folder(), f"{split}.parquet", f"{BASE_URL}/{split}.parquet"
+    record, log = folder / f"{split}.sha256", pooch.get_logger()
+    log.setLevel("WARNING")
     try:
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            _download(f"{BASE_URL}/{split}.parquet", part)
-            _check_download(part, split)
-            record.write_text(_hash(part) + "\n")
-            part.replace(file)
-        elif not _is_same(file, split, record):
-            raise LabError(f"{file} is not the file that was downloaded: delete it and run again")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            what = f"the disk is full at {file.parent}: free some space"
-        else:
-            what = f"cannot use the cache {file.parent} ({_line(error)}): make it writable"
-        raise LabError(f"{what}, or set VPO_LAB_CACHE to another folder") from error
+        known = SHA256.get(split) or (record.read_text().strip() if record.is_file() else None)
+        is_new = not (folder / name).is_file()
+        downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
+        file = Path(pooch.retrieve(url, known, name, folder, downloader=downloader))
+        if is_new and known is None:
+            _check(file, split)
+            record.write_text(pooch.file_hash(str(file)) + "\n")
+    except (OSError, ValueError) as error:  # of the network, of the disk; another hash
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise LabError(f"the disk is full at {folder}: free some space, or set VPO_LAB_CACHE") from error
+        advice = f"check network and folder, set VPO_LAB_CACHE, or {OWN_COPY}"
+        raise LabError(f"cannot download {url} to {folder} ({_line(error)}): {advice}") from error
     return file
 
 
-def _download(url: str, part: Path) -> None:
-    """Bring `part` to the full length of the file at `url`, going on from what is there."""
-    with part.open("ab") as sink:
-        expected = _transfer(url, sink)
-    size = part.stat().st_size
-    if expected is not None and size != expected:
-        if size > expected:
-            part.unlink()
-        raise LabError(f"the download of {url} stopped at {size:,} of {expected:,} bytes: run again to go on")
-
-
-def _transfer(url: str, sink: BinaryIO) -> int | None:
-    """Append what is missing; the length of the whole file where the server tells it.
-
-    LabError for trouble with the network, so that an OSError from here is the disk's.
-    """
-    start = sink.tell()
-    headers = {"User-Agent": "vpo-lab", **({"Range": f"bytes={start}-"} if start else {})}
+def _check(file: Path, split: str) -> None:
+    """Raise ValueError, and leave no file behind, unless it has as many rows as the published one."""
     try:
-        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_S)
-    except HTTPError as error:
-        total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if error.code == 416 and total.isdecimal():
-            return int(total)  # nothing is missing
-        raise _unreachable(url, error) from error
-    except (OSError, HTTPException) as error:
-        raise _unreachable(url, error) from error
-    with response:
-        if start and response.status != 206:
-            # The server sends the whole file again.
-            sink.truncate(0)
-            start = 0
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
-        from tqdm import tqdm
-
-        label = f"toolrl {url.rpartition('/')[2]}"
-        with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=label) as progress:
-            while True:
-                try:
-                    chunk = response.read(CHUNK_BYTES)
-                except (OSError, HTTPException) as error:
-                    raise _unreachable(url, error) from error
-                if not chunk:
-                    return total
-                sink.write(chunk)
-                progress.update(len(chunk))
-
-
-def _check_download(part: Path, split: str) -> None:
-    """LabError, and no `part` left to go on from, unless it is the published file."""
-    try:
-        n_rows = len(read_rows(part))
-        if n_rows != ROW_COUNTS[split]:
-            raise LabError(f"it has {n_rows:,} rows instead of {ROW_COUNTS[split]:,}")
-        if not _is_published(part, split):
-            raise LabError("its content is not that of the published file")
-    except LabError as error:
-        part.unlink()
-        raise LabError(f"the download of {split}.parquet went wrong ({error}): run again, or {OWN_COPY}") from error
-
-
-def _is_same(file: Path, split: str, record: Path) -> bool:
-    if split in GIT_BLOBS:
-        return _is_published(file, split)
-    # A file that was put there by hand has no record; the reader still checks its rows.
-    return not record.is_file() or record.read_text().strip() == _hash(file)
-
-
-def _is_published(file: Path, split: str) -> bool:
-    """Does the file have git's name of the published one? True where that is not known."""
-    blob = GIT_BLOBS.get(split)
-    return blob is None or blob == _hash(file, "sha1", b"blob %d\0" % file.stat().st_size)
-
-
-def _hash(file: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
-    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    with file.open("rb") as source:
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _unreachable(url: str, error: Exception) -> LabError:
-    return LabError(f"cannot download {url} ({_line(error)}): check the network, or {OWN_COPY}")
+        if (rows := len(_records(file))) != ROW_COUNTS[split]:
+            raise ValueError(f"{rows:,} rows instead of {ROW_COUNTS[split]:,}")
+    except (LabError, ValueError) as error:
+        file.unlink()
+        raise ValueError(str(error)) from error

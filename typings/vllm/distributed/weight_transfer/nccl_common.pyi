@@ -1,0 +1,3 @@
+from typing import Any
+
+def trainer_init(init_info: Any) -> Any: ...
