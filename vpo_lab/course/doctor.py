@@ -16,8 +16,9 @@ Row = tuple[str, str, str]
 
 
 def print_report(extra: str = "course") -> int:
-    """Print the checks as a table; return 1 if `vpo-lab run` cannot run the tiny profile here, else 0."""
+    """Print the checks as a table; return 1 if something is missing, else 0."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     rows = checks(extra)
@@ -26,26 +27,26 @@ def print_report(extra: str = "course") -> int:
         table.add_column(heading)
     colours = {OK: "green", WARN: "yellow", FAIL: "red"}
     for what, state, finding in rows:
-        table.add_row(what, f"[{colours[state]}]{state}[/]", finding)
+        table.add_row(what, f"[{colours[state]}]{state}[/]", escape(finding))
     console = Console()
     console.print(table)
     blocked = [what for what, state, _ in rows if state == FAIL]
-    console.print(f"the tiny profile cannot run: {', '.join(blocked)}" if blocked else "the tiny profile can run here")
+    console.print(f"not ready: {', '.join(blocked)}" if blocked else "the tiny profile can run here")
     return 1 if blocked else 0
 
 
 def checks(extra: str = "course") -> list[Row]:
     """Return rows (what, "ok" | "note" | "missing", finding and advice) for an installation with this extra."""
     python = ("Python", OK, f"{platform.python_version()} in {sys.prefix}")
-    return [python, *packages(extra), _notebooks(), *_kernel(), *_gpu(extra), _disk(), _toolrl()]
+    return [python, packages(extra), _notebooks(), *_kernel(), *_gpu(extra), _disk(), _toolrl()]
 
 
-def packages(extra: str, state: str = FAIL) -> list[Row]:
-    """Return one row if all packages of the extra are in range, else one of this state for each that is not."""
+def packages(extra: str, state: str = FAIL) -> Row:
+    """Return "ok" if all packages of the extra are in range, else this state and those that are not."""
     try:
         wanted = needed(extra)
     except PackageNotFoundError:
-        return [("vpo-lab", FAIL, "not installed: pip install -e '.[course]' in a clone of the repository")]
+        return ("packages", FAIL, "vpo-lab itself is not installed: pip install -e '.[course]' in its repository")
     wrong = []
     for requirement in wanted:
         try:
@@ -53,12 +54,10 @@ def packages(extra: str, state: str = FAIL) -> list[Row]:
         except PackageNotFoundError:
             found = ""
         if not found or not requirement.specifier.contains(found, prereleases=True):
-            is_now = f"{found} is installed" if found else "not installed"
-            advice = f"pip install '{requirement.name}{requirement.specifier}'"
-            wrong.append((requirement.name, state, f"{is_now}: {advice}, or all of it: pip install 'vpo-lab[{extra}]'"))
-    return wrong or [
-        ("packages", OK, f"all {len(wanted)} of the extra {extra!r} are there, in versions that are allowed")
-    ]
+            wrong.append(f"{requirement.name}{requirement.specifier} ({found or 'absent'})")
+    if wrong:
+        return ("packages", state, f"{', '.join(wrong)}: pip install 'vpo-lab[{extra}]'")
+    return ("packages", OK, f"all {len(wanted)} of the extra {extra!r}")
 
 
 def needed(extra: str) -> list:
@@ -117,7 +116,7 @@ def _gpu(extra: str) -> list[Row]:
     fits = size >= 22 and capability >= (8, 0)
     advice = "" if fits else "; qwen3-1.7b wants 24 GB and compute capability 8.0 (L4, A10, 3090, 4090, A100, H100)"
     rows = [("GPU", OK if fits else WARN, f"{properties.name}, {size:.0f} GB, capability {capability}{advice}")]
-    return rows if extra == "gpu" else [*rows, *packages("gpu", WARN)]
+    return rows if extra == "gpu" else [*rows, packages("gpu", WARN)]
 
 
 def _disk() -> Row:
