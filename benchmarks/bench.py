@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -67,9 +66,8 @@ def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
 def scorer_rows() -> tuple[str, list[tuple[str, str]]]:
     """(where from, (answer, gold) pairs): ToolRL's test rows where they are, else the tiny world's."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "toolrl"
-    path = Path(os.environ.get("VPO_LAB_TOOLRL") or beside)
-    if path.exists():
-        task, rows, source = get_task("toolrl"), get_task("toolrl").load(path, "test"), "ToolRL's test rows"
+    if beside.exists():
+        task, rows, source = get_task("toolrl"), get_task("toolrl").load(beside, "test"), "ToolRL's test rows"
     else:
         task, rows, source = (
             get_task("tiny_tools"),

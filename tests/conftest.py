@@ -1,19 +1,25 @@
-"""What several test files share."""
+"""What several test files share: the options of this suite, and ToolRL's real rows."""
 
-import os
 from pathlib import Path
 
 import pytest
 
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "toolrl"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("VPO Lab")
+    group.addoption("--need", action="append", default=[], choices=("toolrl", "gpu"), help="fail where this is missing")
+    group.addoption("--toolrl", type=Path, default=BESIDE, metavar="FOLDER", help="ToolRL's real rows")
+    group.addoption("--chromium", metavar="FILE", help="a browser other than the one that is installed")
+    group.addoption("--screenshots", type=Path, metavar="FOLDER", help="keep what the browser shows")
+
 
 @pytest.fixture(scope="session")
-def toolrl_dir() -> Path:
+def toolrl_dir(request) -> Path:
     """The folder with ToolRL's real rows; skips, with the reason, where there is none."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "toolrl"
-    folder = Path(os.environ.get("VPO_LAB_TOOLRL") or default)
+    folder = request.config.getoption("toolrl")
     if (folder / "test.parquet").is_file():
         return folder
-    reason = f"real ToolRL rows not found at {folder}; set VPO_LAB_TOOLRL"
-    if os.environ.get("VPO_LAB_REQUIRE_TOOLRL") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    reason = f"real ToolRL rows not found in {folder}: name their folder by --toolrl"
+    (pytest.fail if "toolrl" in request.config.getoption("need") else pytest.skip)(reason)

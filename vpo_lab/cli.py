@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    sys.exit("error: the command line needs more packages: pip install 'vpo-lab[course]'")
 
+from vpo_lab import __version__
 from vpo_lab.errors import LabError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Learn, run and trust Vector Policy Optimization.")
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a profile field, e.g. rl.steps=20.")
 ]
@@ -22,6 +26,21 @@ Hours = Annotated[
         help="End RL in time for an evaluation, hours from now; 0: evaluate what is there; default: no limit."
     ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vpo-lab {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Learn, run and trust Vector Policy Optimization."""
 
 
 @app.command()
@@ -152,11 +171,11 @@ def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder."
 
 
 @app.command()
-def doctor() -> None:
+def doctor(extra: Annotated[str, typer.Option(help="train, course, gpu, docs or dev.")] = "course") -> None:
     """Say what this machine can run and what is missing."""
     from vpo_lab.course.doctor import print_report
 
-    raise typer.Exit(print_report())
+    raise typer.Exit(print_report(extra))
 
 
 def overrides_of(settings: list[str] | None, data: str) -> dict:
@@ -188,12 +207,19 @@ def assignments(items: list[str] | None, option: str) -> dict:
 
 
 def main() -> None:
-    """Run the command line; a LabError is one line on stderr and exit status 1."""
+    """Run the command line; a LabError, or a package that is missing, is one line on stderr and exit status 1."""
     try:
         app()
     except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        line = str(error)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "vpo_lab":
+            raise
+        line = f"this command needs the package {error.name}: pip install 'vpo-lab[course]'"
+    else:
+        return
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """A real Chromium; tests skip, with the reason, where there is none."""
 
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,12 @@ FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator:
-    """The browser, with a new user folder of its own; VPO_LAB_CHROMIUM names another than the one installed."""
+def chromium(request) -> Iterator:
+    """The browser, with a new user folder of its own."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: `make browser` installs it")
-    found = os.environ.get("VPO_LAB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    found = request.config.getoption("chromium") or shutil.which("chromium") or shutil.which("chromium-browser")
     if not found:
-        pytest.skip("no chromium: `make browser` installs it on Debian, or set VPO_LAB_CHROMIUM to one")
+        pytest.skip("no chromium: `make browser` installs it on Debian, or name one by --chromium")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
@@ -39,6 +37,6 @@ def tab(chromium, request) -> Iterator:
     page.on("pageerror", lambda error: page.troubles.append(str(error)))
     page.on("request", lambda request: page.requests.append(request.url))
     yield page
-    if folder := os.environ.get("VPO_LAB_SCREENSHOTS"):  # to look at what a person sees
-        page.screenshot(path=Path(folder) / f"{request.node.name}.png", full_page=True)
+    if folder := request.config.getoption("screenshots"):  # to look at what a person sees
+        page.screenshot(path=folder / f"{request.node.name}.png", full_page=True)
     context.close()

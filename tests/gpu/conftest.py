@@ -1,7 +1,7 @@
 """What needs a GPU: skipped as a whole, with the reason, where torch sees none.
 
-VPO_LAB_REQUIRE_GPU=1 makes every such skip a failure. VPO_LAB_GPU_TESTS_ON_CPU=1 runs what plain transformers can do
-with a small model on a CPU. VPO_LAB_GPU_SHAPE=small takes the small model on a GPU too.
+`--need gpu` makes every such skip a failure. VPO_LAB_GPU=cpu runs what plain transformers can do with a small model on
+a CPU; VPO_LAB_GPU=small takes the small model on a GPU too.
 """
 
 import json
@@ -24,20 +24,19 @@ from vpo_lab.config import Profile
 from vpo_lab.train.gpu import NEEDS
 
 HERE = Path(__file__).parent
-REQUIRED = os.environ.get("VPO_LAB_REQUIRE_GPU") == "1"
 JOB_SECONDS = 3600  # a hung worker ends the test, not the night
 PER_PROMPT = 256  # rollouts to each short prompt, see gpu_model.sampling_changes
 SAMPLES = 2000  # of evaluation's sampling, to each short prompt
 BACKENDS = ("transformers", "vllm", "unsloth")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     ours = [item for item in items if HERE in item.path.parents]
     if not ours or ON_CPU or torch.cuda.is_available():
         return
-    reason = "torch sees no CUDA device: run on a GPU machine, or VPO_LAB_GPU_TESTS_ON_CPU=1 for what a CPU can do"
-    if REQUIRED:
-        raise pytest.UsageError(f"VPO_LAB_REQUIRE_GPU=1, but {reason}")
+    reason = "torch sees no CUDA device: run on a GPU machine, or VPO_LAB_GPU=cpu for what a CPU can do"
+    if "gpu" in config.getoption("need"):
+        raise pytest.UsageError(f"--need gpu, but {reason}")
     for item in ours:
         item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -54,7 +53,8 @@ def missing(backend: str) -> str:
 def backend(request) -> str:
     """Every backend that this machine can load, the others skipped."""
     if reason := missing(request.param):
-        (pytest.fail if REQUIRED else pytest.skip)(f"backend {request.param}: {reason}")
+        is_needed = "gpu" in request.config.getoption("need")
+        (pytest.fail if is_needed else pytest.skip)(f"backend {request.param}: {reason}")
     return request.param
 
 

@@ -165,7 +165,7 @@ MACHINE |= {"shape": (str,), "parameters": WHOLE}
 
 
 def record_path() -> Path:
-    return Path(os.environ.get("VPO_LAB_GPU_RECORD") or "runs/gpu") / "record.json"
+    return Path("runs/gpu/record.json")
 
 
 def complaints(record: dict) -> list[str]:

@@ -22,7 +22,8 @@ from vpo_lab.config import Profile, get_profile
 from vpo_lab.tasks import get_task
 from vpo_lab.train.prompts import render_prompt
 
-ON_CPU = os.environ.get("VPO_LAB_GPU_TESTS_ON_CPU") == "1"
+SIZE = os.environ.get("VPO_LAB_GPU") or "full"  # or "small", or "cpu", which rehearses the small one
+ON_CPU = SIZE == "cpu"
 FULL = next(shape for shape in SHAPES if shape.name == "Qwen3-1.7B")
 SMALL = Shape("small", hidden=128, intermediate=256, layers=2, heads=2, kv_heads=1, head_dim=64, vocabulary=4096)
 SHORT_PROMPTS = ("Where is the ferry?", "Roast two kilos.", "Is it high tide?", "Play song 42.")
@@ -34,8 +35,8 @@ PEAKED = 1.3  # how far beyond the spread at which a softmax over normal logits 
 
 
 def shape_here() -> Shape:
-    """The shape that VPO_LAB_GPU_SHAPE names, "full" or "small"; a CPU gets the small one."""
-    return SMALL if ON_CPU or os.environ.get("VPO_LAB_GPU_SHAPE") == "small" else FULL
+    """The shape that VPO_LAB_GPU asks for; a CPU gets the small one."""
+    return FULL if SIZE == "full" else SMALL
 
 
 def profile_here(model: Path, data: Path, backend: str, changes: dict | None = None) -> Profile:

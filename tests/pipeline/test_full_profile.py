@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,10 +33,10 @@ SETTINGS = {
 
 
 def start(root: Path) -> subprocess.Popen:
+    shutil.copytree(Path(__file__).parent / "no_network", root, dirs_exist_ok=True)  # notes calls in root/calls.txt
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "no_network"), os.environ.get("PYTHONPATH", "")]),
-        "VPO_LAB_TEST_CALLS": str(root / "calls.txt"),
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "offline",

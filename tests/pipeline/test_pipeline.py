@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,10 @@ NOTEBOOKS = [name for wave in WAVES for name in wave]
 
 def start(run: Path, calls: Path, *arguments: str) -> subprocess.Popen:
     """`vpo-lab run` under the smoke profile in a process of its own, without a network."""
-    blocker = str(Path(__file__).parent / "no_network")
+    blocker = shutil.copytree(Path(__file__).parent / "no_network", calls.parent, dirs_exist_ok=True)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [blocker, os.environ.get("PYTHONPATH")])),
-        "VPO_LAB_TEST_CALLS": str(calls),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(blocker), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "vpo_lab.cli", "run", "--profile", "smoke", "--run-dir", str(run), *arguments]

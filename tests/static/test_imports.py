@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vpo_lab"
 
 # A room may import only what stands to its left, and itself. A new module needs a place here.
 ORDER = (
-    "errors", "colab", "weights", "methods", "chains", "metrics", "config", "processes", "files", "runs",
+    "errors", "weights", "methods", "chains", "metrics", "config", "processes", "files", "runs",
     "show", "tasks", "train", "search", "course", "cli",
 )  # fmt: skip
 

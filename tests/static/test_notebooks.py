@@ -16,7 +16,6 @@ NAMES = ["01_reward_vectors", "02_sft_warmup", "03_grpo_baseline", "04_vpo_train
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = {"profile": "str", "seed": "int", "run_dir": "str", "overrides": "dict"}
 REPOSITORY = "OWNER/vpo-lab"  # its public address; a fork replaces it in the notebooks and here
-COLAB = "'google.colab' in sys.modules"
 MAX_BYTES, MAX_LINE = 500_000, 110
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -109,20 +108,13 @@ def test_one_parameters_cell_of_literals(notebook):
         assert type(value).__name__ == PARAMETERS[statement.target.id]
 
 
-def test_the_install_cell_comes_first_and_acts_only_in_colab(notebook):
-    first, *rest = code_cells(notebook)
-    *imports, guarded = tree(first).body
-    assert all(isinstance(s, ast.Import) for s in imports) and {a.name for s in imports for a in s.names} == {"sys"}
-    assert isinstance(guarded, ast.If) and ast.unparse(guarded.test) == COLAB and not guarded.orelse
-    assert any("vpo_lab" in imported(cell) for cell in rest)
-
-
-def test_the_install_cell_is_one_and_the_same_and_leaves_installing_to_the_clone():
+def test_the_install_cell_is_the_same_everywhere_and_acts_only_where_the_package_is_missing():
     (cell,) = {source(code_cells(read(path))[0]) for path in PATHS}
-    address, folder = f"https://github.com/{REPOSITORY}", "/content/vpo-lab"
-    assert f"git clone --quiet --depth 1 {address} {folder}" in cell
-    assert f'sys.path.insert(0, "{folder}")' in cell and "colab.main()" in cell
-    assert "pip" not in cell
+    _, guarded = tree({"source": cell}).body
+    assert isinstance(guarded, ast.If) and not guarded.orelse
+    assert ast.unparse(guarded.test) == "importlib.util.find_spec('vpo_lab') is None"
+    (command,) = re.findall(r"%pip install .*", cell)
+    assert command.endswith(f'"vpo-lab[course] @ git+https://github.com/{REPOSITORY}"')
 
 
 def test_every_notebook_names_one_address(notebook):
@@ -138,7 +130,9 @@ def test_code_compiles_and_its_lines_are_short(notebook):
 
 
 def test_imports_only_what_the_project_depends_on(notebook):
-    allowed = {"vpo_lab", *sys.stdlib_module_names, *map(distribution, PROJECT["dependencies"])}
+    extras = PROJECT["optional-dependencies"]
+    needed = [*PROJECT["dependencies"], *extras["train"], *extras["course"]]
+    allowed = {"vpo_lab", *sys.stdlib_module_names, *map(distribution, needed)}
     for cell in code_cells(notebook):
         assert imported(cell) <= allowed, cell["id"]
 
