@@ -1,8 +1,7 @@
-"""Notebooks 01 and 05 in a real JupyterLab: every cell runs, and the widget answers a reader."""
+"""Notebooks 01 and 05 in a real JupyterLab: every cell runs, and the explorer answers a reader."""
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vpo_lab.course.widgets import HEADLESS
+from vpo_lab.processes import SESSION
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 SECONDS = 150  # for all cells of one notebook
@@ -41,7 +40,7 @@ def lab(tmp_path_factory):
         "HOME": "home", "IPYTHONDIR": "ipython", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data",
         "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "user", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
     }  # fmt: skip
-    ours = {name: value for name, value in os.environ.items() if name != HEADLESS and not name.startswith("JUPYTER")}
+    ours = {name: value for name, value in os.environ.items() if name != SESSION and not name.startswith("JUPYTER")}
     ours |= {name: str(home / folder) for name, folder in folders.items()}
     address = f"http://127.0.0.1:{(port := free_port())}"
     options = (
@@ -81,10 +80,18 @@ RUN_ALL = """async (seconds) => {
     await Promise.race([app.commands.execute("notebook:run-all-cells"), late]);
     return panel.content.widgets.map((cell) => cell.model.sharedModel.toJSON());
 }"""
+PYTHON = """async (code) => {
+    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    const future = kernel.requestExecute({ code, store_history: false });
+    let said = "";
+    future.onIOPub = ({ content }) => { said += content.text ?? content.evalue ?? ""; };
+    await future.done;
+    return said;
+}"""
 
 
 def run_all(page, lab: str, name: str):
-    """Open a notebook, run all of its cells, and check that none failed; returns the widgets' output areas."""
+    """Open a notebook, run all of its cells, and check that none failed; returns the output areas of its explorers."""
     # Badges of other hosts are pictures that this test needs no network for.
     page.context.route(lambda url: not url.startswith(lab), lambda route: route.fulfill(status=200, body=""))
     page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")  # a new workspace: no tab of the other notebook
@@ -95,124 +102,85 @@ def run_all(page, lab: str, name: str):
         failed = [output for output in cell["outputs"] if output["output_type"] == "error"]
         assert not failed, f"{''.join(cell['source'])[:200]}\n{failed[0]['ename']}: {failed[0]['evalue']}"
         assert cell["execution_count"], f"not run: {''.join(cell['source'])[:200]}"
-    return page.locator(".jp-OutputArea-output", has=page.locator(".jupyter-widgets.widget-slider"))
+    return page.locator(".jp-OutputArea-output", has=page.locator(".explorer"))
 
 
-def handle(area, name: str):
-    """The slider with that description."""
-    row = area.locator(".widget-slider", has=area.page.get_by_text(name, exact=True))
-    return row.locator(".noUi-handle")
-
-
-def tables(area):
-    return area.locator(".widget-html-content")
-
-
-def shown_weights(area) -> list[float]:
-    line = tables(area).locator("p", has_text=re.compile(r"^w: ")).inner_text()
-    return [float(number) for number in re.findall(r"\d\.\d\d", line)]
+def weights(area) -> list[float]:
+    return [float(text) for text in area.locator(".weight output").all_text_contents()]
 
 
 def stars(area) -> list[str]:
-    return [mark.inner_text().strip() for mark in tables(area).locator("tr > td[rowspan]:first-child").all()]
-
-
-SETTLED = """area => {
-    const line = [...area.querySelectorAll(".widget-html-content p")].find((p) => p.textContent.startsWith("w: "));
-    const weights = line.textContent.match(/\\d\\.\\d\\d/g).map(Number);
-    const sliders = [...area.querySelectorAll(".widget-readout")].map((readout) => Number(readout.textContent));
-    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-    return kernel.status === "idle" && weights.every((w, d) => Math.abs(w - sliders[d]) < 0.011);
-}"""
-
-
-def settled(area) -> None:
-    """The sliders come to stand where the weights are, these sum to 1, and nothing moves by itself."""
-    page, element = area.page, area.element_handle()
-    page.wait_for_function(SETTLED, arg=element, timeout=10_000)
-    before = shown_weights(area)
-    assert abs(sum(before) - 1) < 0.021
-    # One more question to the kernel: whatever the browser had sent before is answered by then.
-    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestKernelInfo()")
-    page.wait_for_function(SETTLED, arg=element, timeout=10_000)
-    assert shown_weights(area) == before, "the weights move by themselves"
+    return [text.strip() for text in area.locator("tbody .star").all_text_contents()]
 
 
 def explore(page, area, expect) -> None:
-    """What a reader does with the widget, in both notebooks the same."""
+    """What a reader does, in both notebooks the same."""
     area.scroll_into_view_if_needed()
-    assert shown_weights(area) == [0.25] * 4
-    images = tables(area).locator("img")
-    maps = [image.get_attribute("src") for image in images.all()]
-    assert len(maps) > 1 and all(
-        image.evaluate("(i) => i.decode().then(() => i.naturalWidth > 0)") for image in images.all()
-    )
+    assert weights(area) == [0.25] * 4 and area.locator(".map").count() > 1
 
-    # By keyboard: one step, then all the way, where the weight is alone and another candidate may win.
-    handle(area, "param_value").focus()
-    page.keyboard.press("ArrowRight")
-    expect(tables(area)).to_contain_text("param_value 0.26")
-    settled(area)
-    at_start = stars(area)
+    # By keyboard, which stays with the slider: the notebook would go to another cell.
+    slider, output = area.get_by_role("slider", name="param_value", exact=True), area.locator(".weight output")
+    slider.focus()
+    active = page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex")
+    page.keyboard.press("ArrowUp")
+    expect(output.last).to_have_text("0.26")
+    before = stars(area)
     page.keyboard.press("End")
-    expect(tables(area)).to_contain_text("param_value 1.00")
+    expect(output.last).to_have_text("1.00")
     on_values = stars(area)
-    handle(area, "format").focus()
-    page.keyboard.press("End")
-    expect(tables(area)).to_contain_text("format 1.00")
-    assert len({tuple(at_start), tuple(on_values), tuple(stars(area))}) > 1, "no star ever moved"
-    assert [image.get_attribute("src") for image in images.all()] != maps
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex") == active
+    area.get_by_role("button", name="only format").click()
+    expect(output.first).to_have_text("1.00")
+    assert len({tuple(before), tuple(on_values), tuple(stars(area))}) > 1, "no star ever moved"
 
     # By mouse: the others make room; a locked one stays.
     area.get_by_role("button", name="all equal").click()
-    expect(tables(area)).to_contain_text("format 0.25")
-    area.get_by_label("lock").first.check()
-    grip = handle(area, "tool_name")
-    grip.scroll_into_view_if_needed()
-    box, track = grip.bounding_box(), grip.locator("xpath=ancestor::*[contains(@class,'noUi-target')]").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    area.get_by_label("lock format").check()
+    slider = area.get_by_role("slider", name="tool_name", exact=True)
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + 8 + 0.25 * (box["width"] - 16), box["y"] + box["height"] / 2)
     page.mouse.down()
-    page.mouse.move(track["x"] + 0.6 * track["width"], box["y"] + box["height"] / 2, steps=4)
+    page.mouse.move(box["x"] + 8 + 0.6 * (box["width"] - 16), box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
-    expect(tables(area)).to_contain_text(re.compile(r"format 0\.25, tool_name 0\.[56]\d"))
-    settled(area)
+    expect(output.nth(1)).not_to_have_text("0.25")
+    assert weights(area)[0] == 0.25 and abs(weights(area)[1] - 0.6) < 0.05 and abs(sum(weights(area)) - 1) < 0.021
 
-    # A random user, and another triangle.
-    area.get_by_role("button", name=re.compile("draw w")).click()
-    expect(tables(area)).not_to_contain_text("format 0.25,")  # no longer locked
-    settled(area)
-    area.get_by_label("map of").select_option("format, tool_name, param_name")
-    expect(tables(area).locator("img").first.locator("xpath=preceding-sibling::div")).to_have_text("param_name")
+    # The kernel hears of it, and the other way round.
+    shown = json.loads(page.evaluate(PYTHON, "print(explorer.widget.weights)"))
+    assert [round(weight, 2) for weight in shown] == weights(area)
+    page.evaluate(PYTHON, "explorer.widget.weights = [0.4, 0.3, 0.2, 0.1]")
+    expect(output.first).to_have_text("0.40")
+
+    area.get_by_role("button", name="Draw").click()
+    expect(area.get_by_label("lock format")).not_to_be_checked()
+    area.locator("#corners").select_option("0")
+    expect(area.locator(".map .corner").last).to_have_text("param_name")
 
 
 @pytest.mark.parametrize("name", ["01_reward_vectors", "05_bestk_and_pareto"])
-def test_all_cells_run_and_the_widget_answers(lab, tab, name):
+def test_all_cells_run_and_the_explorer_answers(lab, tab, name):
     from playwright.sync_api import expect
 
     areas = run_all(tab, lab, name)
     expect(areas).to_have_count(2 if name.startswith("05") else 1)
-    area = areas.first
-    explore(tab, area, expect)
+    explore(tab, areas.first, expect)
     if name.startswith("05"):
-        before = tables(area).locator("b").first.inner_text()
-        area.get_by_label("request").select_option(index=1)
-        expect(tables(area).locator("b").first).not_to_have_text(before)
-        explore_mazes(tab, areas.last, expect)
+        title = areas.first.locator("#title")
+        before = title.inner_text()
+        areas.first.locator("#request").select_option("1")
+        expect(title).not_to_have_text(before)
+        explore_mazes(areas.last, expect)
     assert tab.troubles == []
 
 
-def explore_mazes(page, area, expect) -> None:
-    """The ways of another maze, and other winners for whoever wants the other treasure."""
-    area.scroll_into_view_if_needed()
-    images = tables(area).locator("img")
-    before = [image.get_attribute("src") for image in images.all()]
-    area.get_by_label("request").select_option(index=1)
-    expect(images.first).not_to_have_attribute("src", before[0])
+def explore_mazes(area, expect) -> None:
+    """The walks of another maze, and other winners for a user who wants the other treasure."""
+    before = area.locator(".picture").first.inner_html()
+    area.locator("#request").select_option("1")
+    assert area.locator(".picture").first.inner_html() != before
     won = []
     for treasure in ("gold", "diamond"):
-        handle(area, treasure).focus()
-        page.keyboard.press("End")
-        expect(tables(area)).to_contain_text(f"{treasure} 1.00")
-        settled(area)
-        won.append([image.get_attribute("src") for image in images.all()])
-    assert won[0] != won[1], "the same ways win for gold and for diamonds"
+        area.get_by_role("button", name=f"only {treasure}").click()
+        won.append(stars(area))
+    assert won[0] != won[1], "the same walks win for gold and for diamonds"

@@ -20,7 +20,7 @@ ORDER = (
 LIGHT = ("errors", "config", "tasks", "chains", "weights", "methods", "metrics")
 HEAVY = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "vllm", "unsloth", "wandb", "scipy",
-    "pandas", "pyarrow", "moocore", "matplotlib", "plotly", "ipywidgets", "IPython", "papermill",
+    "pandas", "pyarrow", "moocore", "matplotlib", "plotly", "anywidget", "ipywidgets", "IPython", "papermill",
 )  # fmt: skip
 
 

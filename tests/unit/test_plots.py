@@ -317,9 +317,9 @@ def test_figures_do_not_pile_up_and_settings_stay():
     assert plt.get_fignums() == [] and plt.rcParams["font.size"] == before
 
 
-def test_importing_plots_and_widgets_loads_no_plotting_library():
-    heavy = {"matplotlib", "plotly", "ipywidgets", "IPython", "torch"}
-    code = f"import sys, vpo_lab.show, vpo_lab.course.widgets; print(*({heavy!r} & set(sys.modules)))"
+def test_importing_plots_and_the_explorer_loads_no_plotting_library():
+    heavy = {"matplotlib", "plotly", "anywidget", "ipywidgets", "IPython", "torch"}
+    code = f"import sys, vpo_lab.show.explorer; print(*({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

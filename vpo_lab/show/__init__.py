@@ -11,6 +11,7 @@ from vpo_lab.show.budgets import (
     tokens_curve,
     worlds,
 )
+from vpo_lab.show.explorer import Explorer
 from vpo_lab.show.live import inline_pictures
 from vpo_lab.show.mechanism import TOY_ANSWERS, TOY_CHAINS, mechanism
 from vpo_lab.show.style import (
@@ -55,6 +56,7 @@ __all__ = [
     "STYLE",
     "TOY_ANSWERS",
     "TOY_CHAINS",
+    "Explorer",
     "advantage_heatmap",
     "attainment",
     "budget_curves",

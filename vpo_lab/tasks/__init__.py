@@ -25,7 +25,8 @@ from vpo_lab.processes import session
 class Task(Protocol):
     """Say what a task offers. A row is {"id": str, "prompt": [messages], "gold": str, ...}.
 
-    Optional: `ceiling(k)`, `front(gold)` and `reference`, `short(answer)` and `picture` for the explorer.
+    Optional: `ceiling(k)`, `front(gold)` and `reference`; for `show.Explorer`: `short(answer)`, `title(row)`,
+    `picture(gold, answers)`, `picture_key`, `meanings` and `about`.
     """
 
     name: str

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,6 +149,8 @@ def _list_walks(axes: Axes, texts: Sequence[str], names: Sequence[str], rewards_
             axes.text(x, row + 0.4, f"{value:.2f}", ha="center", va="center")
 
 
+# --- As SVG, for the explorer ---------------------------------------------------------------------
+
 MARKERS = {  # matplotlib's markers in MAZE_CELLS as paths around (0, 0), in cells
     "s": "M-.2-.2h.4v.4h-.4z",
     "o": "M-.22 0a.22.22 0 1 0 .44 0a.22.22 0 1 0-.44 0z",
@@ -161,32 +160,36 @@ MARKERS = {  # matplotlib's markers in MAZE_CELLS as paths around (0, 0), in cel
 }
 
 
-@lru_cache(maxsize=64)
-def maze_grid(drawing: str) -> str:
-    """The cells of a maze and what lies in them as SVG elements, a cell 1 x 1, the top left at (0, 0)."""
-    maze = parse_maze(drawing)
+def maze_picture(gold: str, answers: Sequence[str]) -> str:
+    """Return a maze with the walks of M answers as SVG; that of answer m is the group with data-candidate="m"."""
+    maze = parse_maze(gold)
     kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
-    lies = {cell: kind for kind, cells in kinds.items() for cell in cells}
-    parts = []
-    for row, column in np.ndindex(maze.size, maze.size):
-        kind = lies.get((row, column))
-        face = MAZE_CELLS[kind][0] if kind else "#F4F4F4"
-        parts.append(f'<rect x="{column}.02" y="{row}.02" width=".96" height=".96" fill="{face}"/>')
-        if kind:
-            _, marker, color = MAZE_CELLS[kind]
-            place = f"translate({column + 0.5} {row + 0.5})"
-            parts.append(f'<path d="{MARKERS[marker]}" fill="{color}" fill-opacity=".8" transform="{place}"/>')
-    return "".join(parts)
+    kind_of = {cell: kind for kind, cells in kinds.items() for cell in cells}
+    cells = "".join(
+        f'<g transform="translate({column}.5 {row}.5)">{_cell(kind_of.get((row, column)))}</g>'
+        for row, column in np.ndindex(maze.size, maze.size)
+    )
+    walks = "".join(
+        f'<g data-candidate="{m}">{_walk_svg(maze, answer, m, len(answers))}</g>' for m, answer in enumerate(answers)
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {maze.size} {maze.size}">{cells}{walks}</svg>'
 
 
-def maze_walks(drawing: str, answers: Sequence[str]) -> list[str]:
-    """Each answer's way through a maze as SVG elements over `maze_grid`, "" where it is no walk."""
-    maze = parse_maze(drawing)
-    return [_walk_svg(maze, answer, number, len(answers)) for number, answer in enumerate(answers)]
+def maze_key() -> str:
+    """Return what the marks in a maze mean, as SVG and text."""
+    marks = (f'<svg viewBox="-.5 -.5 1 1" aria-hidden="true">{_cell(kind)}</svg> {kind}' for kind in MAZE_CELLS)
+    return f"In the maze: {', '.join(marks)}. The walks of winners are in full colour."
+
+
+def _cell(kind: str | None) -> str:
+    """A cell around (0, 0) with what lies in it."""
+    face, marker, color = MAZE_CELLS[kind] if kind else ("#F4F4F4", "", "")
+    mark = f'<path d="{MARKERS[marker]}" fill="{color}" fill-opacity=".8"/>' if kind else ""
+    return f'<rect x="-.48" y="-.48" width=".96" height=".96" fill="{face}"/>{mark}'
 
 
 def _walk_svg(maze: Maze, answer: str, number: int, walks: int) -> str:
-    """A line on a lane of its own, with an arrow at its end."""
+    """A line on a lane of its own with an arrow at its end, "" where an answer is no walk."""
     cells = walk(maze, answer)
     if cells is None or len(cells) < 2:
         return ""
@@ -204,18 +207,3 @@ def _walk_svg(maze: Maze, answer: str, number: int, walks: int) -> str:
         f'<polyline points="{line}" stroke="{color}" stroke-width=".08"/></g>'
         f'<polygon points="{arrow}" fill="{color}"/>'
     )
-
-
-def maze_picture(drawing: str, answers: Sequence[str], won_M: Sequence[bool]) -> str:
-    """A maze with the ways of the candidates as an SVG picture, those that do not win paler."""
-    size = parse_maze(drawing).size
-    ways = "".join(
-        f'<g opacity="{1 if won else 0.35}">{way}</g>'
-        for way, won in zip(maze_walks(drawing, answers), won_M, strict=True)
-    )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">{maze_grid(drawing)}{ways}</svg>'
-
-
-def _image(svg: str, alt: str, width: int) -> str:
-    data = b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(alt)}" width="{width}" src="data:image/svg+xml;base64,{data}">'

@@ -22,6 +22,7 @@ a test maze, nor one turned or mirrored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -34,7 +35,13 @@ from vpo_lab.tasks import each
 
 WORLD_SEED = 20260522
 
-OBJECTIVES = ("completion", "gold", "diamond", "avoid_lava")
+MEANINGS = {
+    "completion": "reaches the exit",
+    "gold": "share of the gold taken",
+    "diamond": "share of the diamonds taken",
+    "avoid_lava": "1 for no lava, ½ for one cell, 0 for two",
+}
+OBJECTIVES = tuple(MEANINGS)
 
 TREASURES = 3  # pieces of gold, and as many diamonds
 
@@ -343,12 +350,27 @@ class MazeTask:
     size = 5
     objectives = OBJECTIVES
     reference = REFERENCE
+    about = "No walk can take both treasures, and lava lies on good ways. So no answer is best for everyone."
+    meanings = MEANINGS
 
     score = staticmethod(each(score))
 
     def front(self, gold: str) -> np.ndarray:
         """(P, 4): the Pareto-optimal reward vectors of a maze."""
         return front(gold)
+
+    def picture(self, gold: str, answers: Sequence[str]) -> str:
+        """Return a maze with the walks of M answers, as SVG."""
+        from vpo_lab.tasks.maze.draw import maze_picture
+
+        return maze_picture(gold, answers)
+
+    @property
+    def picture_key(self) -> str:
+        """What the marks in a picture mean, as SVG and text."""
+        from vpo_lab.tasks.maze.draw import maze_key
+
+        return maze_key()
 
     def ceiling(self, k: int) -> dict[str, float]:
         """The bounds on any k answers, see the function of this name."""

@@ -33,6 +33,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.metrics import pareto_optimal
 from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, score
+from vpo_lab.tasks.tool_calls.words import MEANINGS, short_answer, title_of
 
 WORLD_SEED = 20260522
 
@@ -397,6 +398,8 @@ class TinyTools:
     name = "tiny_tools"
     objectives = OBJECTIVES
     ceiling = staticmethod(ceiling)
+    about = "The request says too little. No policy was told what was meant. Often one answer is right in everything."
+    meanings, short, title = MEANINGS, staticmethod(short_answer), staticmethod(title_of)
 
     score = staticmethod(each(score))
 

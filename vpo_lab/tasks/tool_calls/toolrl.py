@@ -19,6 +19,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.processes import say
 from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, parse_answer, score
+from vpo_lab.tasks.tool_calls.words import MEANINGS, short_answer, title_of
 
 BASE_URL = "https://raw.githubusercontent.com/qiancheng0/ToolRL/main/dataset/rlla_4k"
 TIMEOUT_S = 30.0
@@ -36,6 +37,7 @@ class ToolRL:
 
     name = "toolrl"
     objectives = OBJECTIVES
+    meanings, short, title = MEANINGS, staticmethod(short_answer), staticmethod(title_of)
 
     score = staticmethod(each(score))
 

@@ -1,0 +1,80 @@
+"""docs/explorer.html: built from the committed results, one file that needs nothing else, the same bytes every time."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vpo_lab.course.page import fill, write_explorer
+from vpo_lab.errors import LabError
+from vpo_lab.files import read_json
+from vpo_lab.runs import Run
+from vpo_lab.search.pool import Pool
+from vpo_lab.show.explorer import explorer_data, make_world
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, EXPERIMENT = ROOT / "results" / "tiny", ROOT / "results" / "experiment"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("page") / "explorer.html"
+    return write_explorer(RESULTS, EXPERIMENT, out).read_text(encoding="utf-8")
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_the_committed_page_is_what_the_command_builds(page):
+    committed = (ROOT / "docs" / "explorer.html").read_text(encoding="utf-8")
+    assert committed == page, "run `make explorer` and commit docs/explorer.html"
+
+
+def test_the_page_is_small_and_loads_nothing(page):
+    assert len(page.encode()) < 500_000
+    assert "default-src 'none'" in page
+    page = page.replace('<link rel="icon" href="data:,">', "").replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|@import|url\(|<link|src=|\bfetch\(|\bimport\(", page)
+
+
+def test_the_page_holds_the_saved_sets(page):
+    mazes, calls = data_of(page)["worlds"]
+    names = [one["name"] for one in calls["requests"][0]["sets"]]
+    paths = [path for path in (RESULTS / "pools").iterdir() if path.name != "sft_chain.json.gz"]
+    assert len(names) == len(set(names)) == len(paths)
+    sft = Pool.load(Run(RESULTS).pool("sft"))
+    for n, request in enumerate(calls["requests"]):
+        assert request["sets"][0]["rewards"] == sft.rewards_NCMD[n].reshape(-1, 4)[:3].tolist()
+    examples = read_json(EXPERIMENT / "examples.json")["maze"]
+    for request, sets in zip(mazes["requests"], examples.values(), strict=True):
+        assert [one["name"] for one in request["sets"]] == names
+        assert request["sets"][0]["answers"] == sets["sft"]["answers"]
+        assert all(one["picture"].count("data-candidate") == 3 for one in request["sets"])
+    for world in (mazes, calls):
+        assert all(world["meanings"]) and len(world["meanings"]) == len(world["objectives"])
+
+
+def test_no_text_of_a_model_can_end_the_script():
+    attack = "</script><script>alert(1)</script><!-- \ud800"
+    world = make_world([{attack: ([attack], [[1.0, 0.0]])}], ("a", "b"), [attack])
+    page, plain = fill(explorer_data([world])), fill(explorer_data([]))
+    assert page.count("</script>") == plain.count("</script>") and "<!--" not in page
+    assert data_of(page)["worlds"][0]["requests"][0]["title"].startswith("</script><script>alert(1)")
+    page.encode()
+
+
+def test_without_mazes_the_page_shows_the_results_alone(tmp_path):
+    page = write_explorer(RESULTS, tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(data_of(page)["worlds"]) == 1
+
+
+def test_methods_without_a_pool_are_left_out_and_no_pool_is_one_line(tmp_path):
+    with pytest.raises(LabError, match="pools"):
+        write_explorer(tmp_path, EXPERIMENT, tmp_path / "page.html")
+    (tmp_path / "pools").mkdir()
+    shutil.copy(Run(RESULTS).pool("grpo"), tmp_path / "pools")
+    page = write_explorer(tmp_path, EXPERIMENT, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert {len(request["sets"]) for world in data_of(page)["worlds"] for request in world["requests"]} == {1}
