@@ -40,7 +40,8 @@ TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 
 # What cells need beyond what a training needs.
 COURSE_RULES = (
-    "methods == ('grpo', 'vpo')  # 03 trains grpo and 04 vpo; train others with `vpo-lab train`",
+    "methods[:1] == ('grpo',) and methods[1:] in (('vpo',), ('vpo_credit',), ('vpo_search',))"
+    "  # 03 trains grpo and 04 a VPO; train others with `vpo-lab train`",
     "rl.candidates >= 2  # the notebooks compare sets of answers",
     "evaluation.candidates >= 2 * rl.candidates  # 05 compares one chain with two",
 )
