@@ -13,20 +13,45 @@ QUESTIONS = {"what?": 3, "why?": -1, "who?": 5, "where?": 7}
 
 
 def small_tokenizer():
-    from vpo_lab.tiny_model import train_tokenizer
+    from vpo_lab import ask
+    from vpo_lab.train.tiny_model import train_tokenizer
 
     tags = [f"<{slash}answer_{number}>\n" for number in (1, 2, 3) for slash in ("", "/")]
-    return train_tokenizer(tags * 50)
+    return train_tokenizer([*tags, ask("", M)] * 50)
 
 
 def small_model(tokenizer):
     import torch
-    from small_qwen3 import small_config
-    from transformers import Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    narrow = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, head_dim=8, tie_word_embeddings=True)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, vocab_size=len(tokenizer), max_position_embeddings=1024)
     ends = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(small_config(vocab_size=len(tokenizer), num_hidden_layers=1, **ends))
+    return Qwen3ForCausalLM(Qwen3Config(**narrow, **heads, **ends))
+
+
+def write_policy(folder, prompts, steps: int = 150):
+    """A small policy in `folder`, taught to answer these chats with a chain of random letters and numbers."""
+    import torch
+
+    tokenizer = small_tokenizer()
+    model, rng = small_model(tokenizer).train(), np.random.default_rng(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    asked = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
+    for _ in range(steps):
+        starts = [tokenizer(asked[i], add_special_tokens=False)["input_ids"] for i in rng.integers(len(asked), size=16)]
+        ends = [tokenizer(random_chain(rng) + tokenizer.eos_token)["input_ids"] for _ in starts]
+        batch = tokenizer.pad({"input_ids": [a + b for a, b in zip(starts, ends)]}, padding_side="right", return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        for row, start in zip(labels, starts, strict=True):
+            row[: len(start)] = -100
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def text(completion) -> str:
@@ -62,6 +87,13 @@ def rows(chat: bool = True, copies: int = 4):
     return Dataset.from_dict({"prompt": prompts, "target": [QUESTIONS[question] for question in questions]})
 
 
+def credit_per_answer():
+    """The method that gives an advantage to every answer."""
+    from vpo_lab.methods import METHODS
+
+    return METHODS["vpo_credit"] if "vpo_credit" in METHODS else METHODS["vpo"].with_options(credit="answer")
+
+
 # --- Rollouts from a script -----------------------------------------------------------------------
 
 
@@ -92,7 +124,7 @@ def scripted(trainer_class, texts, cut=lambda number: False):
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
-            self.batches.append({"training": self.model.training, **batch})
+            self.batches.append({"training": self.model.training, "scored": getattr(self, "scored", None), **batch})
             return batch
 
     return Scripted

@@ -19,7 +19,7 @@ import numpy as np
 
 from vpo_lab.chains import MANY_ANSWERS, split_chain, tail_of
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights
+from vpo_lab.weights import dirichlet_weights
 
 
 class SetReward:
@@ -301,16 +301,19 @@ def checked_rewards(result, name: str, n: int, floor: float, told: set[str]) -> 
     return rewards_N
 
 
-def warn_of_silence(rewards_BMD: np.ndarray, present_BM: np.ndarray, names: Sequence[str], told: set[str]) -> None:
-    """Warn, once each, of a batch without any answer and of a function that gave no number in a whole batch."""
+def warn_of_silence(
+    rewards_BMD: np.ndarray, present_BM: np.ndarray, names: Sequence[str], told: set[str], group_size: int = 1
+) -> None:
+    """Warn, once each, of a batch without any answer and of a function that gave no number in a whole batch.
+
+    One rollout may well be without answers, and one group (the rollouts of a prompt) without an objective.
+    """
     n, m = present_BM.shape
-    if n < 2:  # one rollout may well lack both
-        return
-    if not present_BM.any():
+    if n > 1 and not present_BM.any():
         advice = f"ask for them (vpo_lab.ask(prompt, {m})), leave room for {m}, or warm the model up on the format"
         _tell(told, f"no completion of a batch holds a whole answer in tags <answer_1> ... <answer_{m}>: {advice}")
     for name, silent in zip(names, np.isnan(rewards_BMD).all(axis=(0, 1)), strict=True):
-        if silent:
+        if silent and n > group_size:
             _tell(told, f"reward function {name!r} returned None or NaN for a whole batch: it does not count there")
 
 

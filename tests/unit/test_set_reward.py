@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpo_lab import SetReward, ask, unask
-from vpo_lab.advantages import METHODS, group_normalize
+from vpo_lab.methods import METHODS, group_normalize
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights, set_reward
+from vpo_lab.weights import dirichlet_weights, set_reward
 from vpo_lab.set_reward import best_of, objective_metrics, set_reward_parts, split_answers, text_of
 
 

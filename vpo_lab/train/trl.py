@@ -19,10 +19,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vpo_lab.advantages import Method, get_method
+from vpo_lab.methods import Method, get_method
 from vpo_lab.chains import answer_ends
 from vpo_lab.errors import LabError
-from vpo_lab.scalarization import dirichlet_weights
+from vpo_lab.weights import dirichlet_weights
 from vpo_lab.set_reward import (
     SetReward,
     ask,
@@ -147,7 +147,8 @@ class VPOMixin:
             completions=completions,
             completion_ids=completion_ids_list,
         )
-        warn_of_silence(scored.rewards_BMD, scored.present_BM, self.reward_func_names, self._told)
+        answers = scored.rewards_BMD, scored.present_BM
+        warn_of_silence(*answers, self.reward_func_names, self._told, self._group_size())
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in self.measure(scored).items():
             metrics[name].append(value)
