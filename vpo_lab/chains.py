@@ -56,20 +56,40 @@ def split_chain(text: str, m: int) -> list[str]:
     text is the answer, unless it opens an `<answer_1>`.
     """
     _check(m)
-    openings = list(_OPENING.finditer(text))
-    answers = [""] * m
-    seen = set()
-    for opening, following in zip_longest(openings, openings[1:]):
-        number = int(opening[1])
-        if number in seen or not 1 <= number <= m:
-            continue
-        seen.add(number)
-        end = following.start() if following else len(text)
-        close = text.find(f"</answer_{opening[1]}>", opening.end(), end)
-        answers[number - 1] = text[opening.end() : close if close >= 0 else end].strip()
-    if m == 1 and not seen:
+    answers, spans = [""] * m, _spans(text, m)
+    for number, (start, end, _) in spans.items():
+        answers[number - 1] = text[start:end].strip()
+    if m == 1 and not spans:
         return [text.strip()]
     return answers
+
+
+def tail_of(text: str, m: int) -> tuple[int, str | None]:
+    """Return the number of the answer that comes last in a completion, and what follows its closing tag.
+
+    (0, None) without any answer; the second is None if the last answer is not closed. Never raises.
+    """
+    spans = _spans(text, m)
+    if not spans:
+        return 0, None
+    number = max(spans, key=lambda known: spans[known][0])
+    behind = spans[number][2]
+    return number, None if behind is None else text[behind:]
+
+
+def _spans(text: str, m: int) -> dict[int, tuple[int, int, int | None]]:
+    """Where the answers that count start and end, and where their closing tags end (None: not closed)."""
+    spans: dict[int, tuple[int, int, int | None]] = {}
+    openings = list(_OPENING.finditer(text))
+    for opening, following in zip_longest(openings, openings[1:]):
+        number = int(opening[1])
+        if number in spans or not 1 <= number <= m:
+            continue
+        end = following.start() if following else len(text)
+        tag = f"</answer_{opening[1]}>"
+        close = text.find(tag, opening.end(), end)
+        spans[number] = (opening.end(), close, close + len(tag)) if close >= 0 else (opening.end(), end, None)
+    return spans
 
 
 def answer_ends(text: str, m: int) -> list[int]:

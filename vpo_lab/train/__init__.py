@@ -1,0 +1,1 @@
+"""Training: SFT warmup, then a method of the GRPO family, on TRL."""

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vpo_lab.chains import answer_ends, split_chain
+from vpo_lab.chains import split_chain
 from vpo_lab.methods import Method
 from vpo_lab.processes import gather
 from vpo_lab.tasks import Task
+from vpo_lab.train.trl import answer_of_tokens
 from vpo_lab.weights import dirichlet_weights, set_reward
 
 
@@ -115,21 +116,3 @@ class VectorReward:
             "silent_groups": float((np.ptp(rewards_PGMD, axis=1) < 1e-9).all(axis=(1, 2)).mean()),
             **{f"objective/{name}": float(rewards_BMD[:, :, d].mean()) for d, name in enumerate(self.task.objectives)},
         }
-
-
-def answer_of_tokens(tokenizer, ids: list[int], text: str, m: int, known: dict[int, int] | None = None) -> np.ndarray:
-    """Which answer each token of a completion belongs to: (T,) of 0..m-1, by where the token starts.
-
-    What closes an answer belongs to it, and what comes before it. Never later than the truth: the
-    baseline of an earlier answer is unbiased for its successors too. `known` remembers the length of
-    every token's text from call to call.
-    """
-    known = {} if known is None else known
-    if new := [i for i in dict.fromkeys(ids) if i not in known]:
-        pieces = tokenizer.batch_decode([[i] for i in new], skip_special_tokens=True)
-        known.update(zip(new, map(len, pieces), strict=True))
-    starts = np.cumsum([0, *(known[i] for i in ids)])
-    if starts[-1] != len(text):  # a character split between tokens: count it where it is complete
-        ends = [len(tokenizer.decode(ids[:t], skip_special_tokens=True).rstrip("\ufffd")) for t in range(len(ids))]
-        starts = np.array([*ends, len(text)])
-    return np.searchsorted(answer_ends(text, m), starts[: len(ids)], side="right")
