@@ -290,7 +290,9 @@ def checked_rewards(result, name: str, n: int, floor: float, told: set[str]) -> 
         values = list(result)
         rewards_N = np.array([math.nan if value is None else float(value) for value in values])
     except (TypeError, ValueError):
-        raise LabError(f"reward function {name!r} returned {result!r:.60}: return a list of numbers (or None)") from None
+        raise LabError(
+            f"reward function {name!r} returned {result!r:.60}: return a list of numbers (or None)"
+        ) from None
     if len(values) != n:
         raise LabError(f"reward function {name!r} returned {len(values)} rewards for {n} completions (single answers)")
     if np.isinf(rewards_N).any():

@@ -25,8 +25,9 @@ from vpo_lab.processes import Session, session, without_launcher
 from vpo_lab.runs import LOG, Run, find_run, open_run
 from vpo_lab.search.pool import pool_names
 from vpo_lab.show.live import duration
+from vpo_lab.tasks import get_task
+from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend
-from vpo_lab.train.rl import _load_data
 
 # Notebooks of one wave do not need each other and run side by side.
 WAVES = (
@@ -117,7 +118,7 @@ def run_pipeline(
     if max_hours is not None and not max_hours >= 0:
         raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
     check_backend(profile)
-    _load_data(profile)
+    check_task(get_task(profile.task), profile.data or None)  # a wrong path ends here, not in 02
     # Absolute: kernels work in the notebooks' folder, the user names folders from here.
     folder = find_run(profile, run_dir).folder
     values = {"profile": profile_name, "seed": seed, "run_dir": str(folder), "overrides": overrides or {}}

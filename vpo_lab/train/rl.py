@@ -1,7 +1,7 @@
 """The two training stages on TRL: SFT warmup, then a method of the GRPO family.
 
-TRL does generation, loss, optimizer and checkpoints. Ours is what the reward of a rollout means
-(`rollouts.VectorReward`) and how a stage is resumed, stopped and published (`stages`).
+TRL does generation, loss, optimizer and checkpoints. Ours is what a rollout is worth (`trl.VPOTrainer`) and how a
+stage is resumed, stopped and published (`stage`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vpo_lab.methods import Method, get_method
 from vpo_lab.processes import broadcast, environment_kept, join_others, rank, wait_for_all
 from vpo_lab.runs import Run, Stage, find_run, open_run
 from vpo_lab.tasks import Task, get_task
+from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import (
@@ -27,7 +28,6 @@ from vpo_lab.train.prompts import (
     rollouts_per_prompt,
     sample_goal,
 )
-from vpo_lab.train.rollouts import VectorReward
 from vpo_lab.train.sft import train_sft
 from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
 from vpo_lab.train.trainer import build_trainer
@@ -54,14 +54,17 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
     m = answers_per_rollout(profile, method_name)
     model, tokenizer = load_policy(profile, task, start, seed)
 
-    # Late, because Unsloth rebinds it when the policy is loaded.
-    from trl import GRPOConfig
+    from vpo_lab.train.trl import VPOConfig  # here, not at the top: Unsloth replaces its base when it loads the model
 
     group_size = rollouts_per_prompt(profile, method_name)
     rollouts = rl.rollouts // rl.group_size * group_size
     shape = _split("rl.rollouts", rollouts, rl.micro_rollouts)
     every = profile.evaluation.every
-    args = GRPOConfig(
+    args = VPOConfig(
+        candidates=m,
+        alpha=rl.alpha,
+        weight_draws=rl.weight_draws,
+        ask=False,  # the prompts do already
         **_common_arguments(profile, stage, seed),
         **shape,
         **trl_arguments(profile, m),
@@ -87,56 +90,56 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
         epsilon=0.2,
         epsilon_high=0.2,
         loss_type="dapo",
-        scale_rewards="none",  # the method has normalised already
         mask_truncated_completions=False,
         shuffle_dataset=False,  # the data set is in order already
         disable_dropout=True,
         logging_steps=1,
         save_steps=rl.checkpoint_every,
     )
-    reward = VectorReward(task, method, m, group_size, seed, tokenizer)
+    rows = load_rows(profile, task, "train", tokenizer, limit=rl.train_rows)
     watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watch_requests) if every else []
 
     with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         # Left as TRL's vLLM sets them, a second trainer would believe that it is one of several.
         trainer = build_trainer(
             profile,
-            reward,
-            tokenizer,
+            task,
+            [*rows, *watched],
+            method,
             seed,
             model=model,
+            processing_class=tokenizer,
             args=_on_one_gpu(args),
-            train_dataset=_rl_dataset(profile, task, tokenizer, method, m, seed),
-            eval_dataset=_prompts_and_golds(task, tokenizer, method, m, watched, np.random.default_rng([seed, 3]))
-            if every
-            else None,
+            train_dataset=_rl_dataset(profile, task, tokenizer, method, m, rows, seed),
+            eval_dataset=_prompts(task, tokenizer, method, m, watched, np.random.default_rng([seed, 3])) or None,
         )
         try:
-            return run_stage(trainer, stage, rl.steps, stage.name.upper(), run.stop_at(profile.methods), reward.example)
+            return run_stage(
+                trainer, stage, rl.steps, stage.name.upper(), run.stop_at(profile.methods), trainer.example
+            )
         finally:
             if profile.policy.backend == "vllm":
                 close_vllm(trainer)
 
 
-def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int, seed: int):
+def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int, rows: list[dict], seed: int):
     """The prompts of the whole run, in order: one epoch, however few rows there are.
 
     TRL's own shuffle starts over when a run is resumed in its second epoch or later.
     """
-    rows = load_rows(profile, task, "train", tokenizer, limit=profile.rl.train_rows)
     wanted = profile.rl.steps * (profile.rl.rollouts // profile.rl.group_size)
     rng = np.random.default_rng([seed, 2])
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-wanted // len(rows)))])[:wanted]
-    return _prompts_and_golds(task, tokenizer, method, m, [rows[i] for i in order], rng)
+    return _prompts(task, tokenizer, method, m, [rows[i] for i in order], rng)
 
 
-def _prompts_and_golds(task: Task, tokenizer, method: Method, m: int, rows: list[dict], rng: np.random.Generator):
-    """What TRL reads. The prompts of `goal_conditioned` state a weighting each, which the reward is told too."""
+def _prompts(task: Task, tokenizer, method: Method, m: int, rows: list[dict], rng: np.random.Generator):
+    """Return what TRL reads: prompts and row ids. Those of `goal_conditioned` state weights, which the method is told."""
     from datasets import Dataset
 
     goals = [sample_goal(task, rng) if method.states_goal else None for _ in rows]
     prompts = [render_prompt(tokenizer, row["prompt"], m, goal) for row, goal in zip(rows, goals, strict=True)]
-    columns = {"prompt": prompts, "gold": [row["gold"] for row in rows]}
+    columns = {"prompt": prompts, "id": [row["id"] for row in rows]}
     return Dataset.from_dict({**columns, **({"goal": goals} if method.states_goal else {})})
 
 
@@ -160,7 +163,9 @@ def train_stages(
     join_others()
     run = find_run(profile, run_dir)
     if rank() == 0:
-        _load_data(profile)  # one download, not one of each process into the same file
+        check_task(
+            get_task(profile.task), profile.data or None
+        )  # one download, not one of each process into the same file
         open_run(profile, seed, run_dir)
     wait_for_all()
     if max_hours is not None:
@@ -170,9 +175,3 @@ def train_stages(
         return [
             train_sft(profile, run, seed) if stage == "sft" else train_rl(sharing, stage, run, seed) for stage in stages
         ]
-
-
-def _load_data(profile: Profile) -> None:
-    """Load both splits once: a wrong path ends here, not in 02."""
-    for split in ("train", "test"):
-        get_task(profile.task).load(profile.data or None, split)

@@ -115,7 +115,7 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
                 return
             is_eval = any(key.startswith("eval_") for key in logs)
             logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
-            entry = {"step": state.global_step, **{k: round(v, 6) for k, v in logs.items() if _is_kept(k, v)}}
+            entry = {"step": state.global_step, **_entry(logs)}
             with open(stage / (EVAL_LOG if is_eval else LOG), "a") as file:
                 file.write(json.dumps(entry) + "\n")
             if not is_eval:
@@ -139,23 +139,16 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
 
 # --- The log ----------------------------------------------------------------------------------
 
-# TRL's own view of the reward is the advantage here, and clipping never acts on fresh rollouts.
-_NOISE = ("reward", "reward_std", "frac_reward_zero_std", "rewards/", "clip_ratio/", "completions/m", "epoch")
+# Left out: what each objective contributed to R(S), clipping, which never acts on fresh rollouts, and TRL's clocks.
+_NOISE = ("rewards/", "clip_ratio/", "completions/m", "epoch", "runtime", "samples_per_second", "steps_per_second")
 
 
-_NOISE += ("runtime", "samples_per_second", "steps_per_second")
-
-
-_KEPT = ("completions/mean_length",)
-
-
-def _is_kept(key: str, value: object) -> bool:
-    """Is this metric worth a place in the log?"""
-    return isinstance(value, (int, float)) and (key in _KEPT or not any(_matches(key, name) for name in _NOISE))
-
-
-def _matches(key: str, name: str) -> bool:
-    return key.startswith(name) if name.endswith(("/", "/m")) else key == name
+def _entry(logs: dict) -> dict[str, float]:
+    """Return the numbers of a log that are worth a place in ours; a group whose R(S) are all equal is silent."""
+    kept = {k: v for k, v in logs.items() if k == "completions/mean_length" or not k.startswith(_NOISE)}
+    if "frac_reward_zero_std" in kept:
+        kept["silent_groups"] = kept["frac_reward_zero_std"]
+    return {key: round(value, 6) for key, value in kept.items() if isinstance(value, int | float)}
 
 
 # --- Both stages ------------------------------------------------------------------------------

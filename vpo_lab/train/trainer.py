@@ -1,54 +1,64 @@
-"""TRL's GRPOTrainer with what our methods need of it: advantages per answer, looks at held-out requests.
+"""The trainer of the course: VPOTrainer with a task in the place of reward functions.
 
-And with what its rollouts by vLLM need of us: unworn weights, our seed, an end.
+It logs what the notebooks draw, evaluates on held-out requests without a loss, and does what rollouts by vLLM need:
+LoRA weights merged without rounding drift, our own random seed.
 """
 
 from __future__ import annotations
 
-from types import MethodType
+import time
+from collections.abc import Sequence
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 
+from vpo_lab.chains import split_chain
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
-from vpo_lab.processes import rank
-from vpo_lab.train.gpu import left_packed, merged_weights
-from vpo_lab.train.rollouts import VectorReward
+from vpo_lab.methods import Method
+from vpo_lab.metrics import mean_reward
+from vpo_lab.processes import gather, rank
+from vpo_lab.set_reward import text_of
+from vpo_lab.tasks import Task
+from vpo_lab.train.gpu import merged_weights
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 
-def build_trainer(profile: Profile, reward: VectorReward, tokenizer, seed: int, **arguments):
-    """A GRPOTrainer (TRL's, or Unsloth's in its place) for these arguments of GRPOTrainer.
+def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Method, seed: int, **arguments):
+    """Return a VPOTrainer for these arguments of it. The data set holds the `id` of a row beside each prompt.
 
     LabError if Unsloth was to replace TRL's trainer and did not.
     """
     import torch
     from transformers import set_seed
 
-    # Late, because Unsloth rebinds trl.GRPOTrainer when the policy is loaded.
-    from trl import GRPOTrainer
+    from vpo_lab.train.trl import VPOTrainer  # here, not at the top: Unsloth replaces its base when it loads the model
 
-    is_unsloth = profile.policy.backend == "unsloth"
-    if is_unsloth and not GRPOTrainer.__name__.startswith("Unsloth"):
-        raise LabError(
-            "unsloth did not patch TRL's trainer (its warning above says why): restart, import unsloth first"
-        )
+    row_of = {row["id"]: row for row in rows}
+    reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
-    class Trainer(GRPOTrainer):
-        """GRPOTrainer with one advantage per token where the method gives one per answer."""
+    class Trainer(VPOTrainer):
+        """VPOTrainer that asks a task what answers earn."""
 
-        def _generate_and_score_completions(self, inputs):
-            batch = super()._generate_and_score_completions(inputs)
-            if reward.token_advantages is not None:
-                batch["advantages"] = padded(reward.token_advantages, like=batch["completion_mask"])
-            return batch
+        def score_answers(self, inputs, prompts, answers):
+            self.began = time.perf_counter()
+            rewards_nD = task.score([text_of(answer) for answer in answers], [row_of[row["id"]] for row in inputs])
+            return self.accelerator.gather(torch.as_tensor(rewards_nD, device=self.accelerator.device))
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if is_unsloth and inputs["advantages"].dim() == 2:
-                inputs = {**inputs, "advantages": left_packed(inputs, tokenizer.pad_token_id)}
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        def measure(self, scored):
+            texts = gather([text_of(completion) for completion in scored.completions])[0]
+            shown = course_metrics(earned(scored), scored.truncated_B, texts, self._group_size(), reference_KD)
+            return {**super().measure(scored), **shown, "reward_seconds": time.perf_counter() - self.began}
+
+        def example(self) -> str:
+            """Return the answers of a rollout of the last step, each with its reward vector."""
+            if self.scored is None:
+                return ""
+            text = text_of(self.scored.completions[0])
+            return describe_rollout(text, earned(self.scored)[self.accelerator.process_index], task.objectives)
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-            """A look at held-out requests: rollouts and what they earn, no loss."""
+            """Evaluate on held-out requests: rollouts and what they earn, no loss."""
             correction = self.vllm_importance_sampling_correction
             self.vllm_importance_sampling_correction = False  # it would need the logits of a whole group at once
             try:
@@ -57,7 +67,8 @@ def build_trainer(profile: Profile, reward: VectorReward, tokenizer, seed: int, 
                 self.vllm_importance_sampling_correction = correction
             return torch.zeros((), device=self.accelerator.device), None, None
 
-    trainer = Trainer(reward_funcs=reward, processing_class=tokenizer, **arguments)
+    # The task scores all objectives at once: these only name them.
+    trainer = Trainer(reward_funcs=[_named(objective) for objective in task.objectives], method=method, **arguments)
     if profile.policy.backend == "vllm":
         if profile.policy.lora_rank:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -68,11 +79,43 @@ def build_trainer(profile: Profile, reward: VectorReward, tokenizer, seed: int, 
     return trainer
 
 
-def padded(rows: list[np.ndarray], like):
-    """(B, T) float tensor from rows of at most T values, zeros at the right: TRL pads completions there."""
-    import torch
+def earned(scored: SimpleNamespace) -> np.ndarray:
+    """Return what answers earned, (B, M, D): nothing where one is missing or its rollout was truncated."""
+    nothing_BM = ~scored.present_BM | scored.truncated_B[:, None]
+    return np.where(nothing_BM[..., None] & ~np.isnan(scored.rewards_BMD), 0.0, scored.rewards_BMD)
 
-    values_BT = np.zeros(like.shape, dtype=np.float32)
-    for row, values in zip(values_BT, rows, strict=True):
-        row[: len(values)] = values
-    return torch.from_numpy(values_BT).to(like.device)
+
+def course_metrics(
+    rewards_BMD: np.ndarray,
+    truncated_B: np.ndarray,
+    completions: Sequence[str],
+    group_size: int,
+    reference_KD: np.ndarray,
+) -> dict[str, float]:
+    """Return what is worth a look at every step, the same for every method; unasked objectives are skipped."""
+    scalar_BM = mean_reward(rewards_BMD)
+    groups_PG = [completions[i : i + group_size] for i in range(0, len(completions), group_size)]
+    return {
+        "set_reward": float(set_reward(rewards_BMD, reference_KD).mean()),
+        "mean_reward": float(scalar_BM.mean()),
+        "best_of_rollout": float(scalar_BM.max(axis=1).mean()),
+        "best_of_group": float(scalar_BM.reshape(len(groups_PG), -1).max(axis=1).mean()),
+        "distinct_rollouts": float(np.mean([len(set(group)) / len(group) for group in groups_PG])),
+        "truncated": float(np.mean(truncated_B)),
+    }
+
+
+def describe_rollout(text: str, rewards_MD: np.ndarray, objectives: Sequence[str]) -> str:
+    """Return the answers of a rollout as lines, each with its reward vector."""
+    lines = [f"one rollout of the last step; rewards: {', '.join(objectives)}"]
+    for answer, rewards_D in zip(split_chain(text, len(rewards_MD)), rewards_MD, strict=True):
+        lines.append(f"[{' '.join(f'{reward:.2f}' for reward in rewards_D)}]  {' '.join(answer.split())[:160]}")
+    return "\n".join(lines)
+
+
+def _named(objective: str):
+    def unused(**_):
+        raise NotImplementedError("the task scores the answers")
+
+    unused.__name__ = objective
+    return unused

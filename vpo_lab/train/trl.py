@@ -19,10 +19,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vpo_lab.methods import Method, get_method
 from vpo_lab.chains import answer_ends
 from vpo_lab.errors import LabError
-from vpo_lab.weights import dirichlet_weights
+from vpo_lab.methods import Method, get_method
 from vpo_lab.set_reward import (
     SetReward,
     ask,
@@ -37,6 +36,7 @@ from vpo_lab.set_reward import (
     unask,
     warn_of_silence,
 )
+from vpo_lab.weights import dirichlet_weights
 
 
 def _option(default, text: str):
@@ -81,7 +81,9 @@ class VPOMixin:
         method: str | Method | None = None,
         **kwargs,
     ):
-        self.vpo = VPOOptions(**{option.name: getattr(args, option.name, option.default) for option in fields(VPOOptions)})
+        self.vpo = VPOOptions(
+            **{option.name: getattr(args, option.name, option.default) for option in fields(VPOOptions)}
+        )
         self.vpo.candidates = check_candidates(self.vpo.candidates if candidates is None else candidates)
         self.method = _method(self.vpo.method if method is None else method)
         self.scored: SimpleNamespace | None = None  # the last batch, as `measure` is given it
@@ -137,7 +139,9 @@ class VPOMixin:
         )
         ends = _end_tokens(self)
         cut = [not ids or ids[-1] not in ends for ids in completion_ids_list]
-        flags = torch.tensor([[*present, is_cut] for (_, present), is_cut in zip(split, cut, strict=True)], device=device)
+        flags = torch.tensor(
+            [[*present, is_cut] for (_, present), is_cut in zip(split, cut, strict=True)], device=device
+        )
         flags = self.accelerator.gather(flags).cpu().numpy()
         self.scored = scored = SimpleNamespace(
             rewards_BMD=rewards.double().cpu().numpy().reshape(len(flags), m, -1),
@@ -218,7 +222,9 @@ class VPOMixin:
             means_P = torch.nanmean(advantages_B.view(-1, size), dim=1)
             return (advantages_B - means_P.repeat_interleave(size))[mine]
         if getattr(self, "use_liger_kernel", False):
-            raise LabError(f"method {method.name!r} has an advantage per answer, use_liger_kernel takes one per rollout")
+            raise LabError(
+                f"method {method.name!r} has an advantage per answer, use_liger_kernel takes one per rollout"
+            )
         advantages_BT = np.zeros(ids_BT.shape, dtype=np.float32)
         rows = zip(advantages_BT, advantages[mine], scored.completion_ids, scored.completions, strict=True)
         for row_T, row_M, ids, completion in rows:
@@ -228,7 +234,9 @@ class VPOMixin:
     def _answer_of_tokens(self, ids: list[int], completion) -> np.ndarray:
         tokenizer = _tokenizer(self)
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        start = max(0, text.rfind(text_of(completion)))  # behind what a chat template splits off: thoughts, earlier turns
+        start = max(
+            0, text.rfind(text_of(completion))
+        )  # behind what a chat template splits off: thoughts, earlier turns
         return answer_of_tokens(tokenizer, ids, text, self.vpo.candidates, self._token_lengths, start)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -332,7 +340,9 @@ def _refuse(args, kwargs: dict) -> None:
 def _checked_functions(reward_funcs, floor: float, told: set[str]) -> list:
     """The reward functions with a check of what they return; models and their names are left to TRL."""
     functions = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-    return [_checked(function, name, floor, told) for function, name in zip(functions, names_of(functions), strict=True)]
+    return [
+        _checked(function, name, floor, told) for function, name in zip(functions, names_of(functions), strict=True)
+    ]
 
 
 def _checked(function, name: str, floor: float, told: set[str]):
