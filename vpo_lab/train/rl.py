@@ -134,7 +134,7 @@ def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int,
 
 
 def _prompts(task: Task, tokenizer, method: Method, m: int, rows: list[dict], rng: np.random.Generator):
-    """Return what TRL reads: prompts and row ids. Those of `goal_conditioned` state weights, which the method is told."""
+    """Return what TRL reads: prompts and row ids. Prompts of `goal_conditioned` state weights, in a column, too."""
     from datasets import Dataset
 
     goals = [sample_goal(task, rng) if method.states_goal else None for _ in rows]
