@@ -138,9 +138,7 @@ def test_an_executed_notebook_keeps_a_table_and_no_widget(monkeypatch, last):
 
 
 def test_a_tool_call_answer_in_one_line():
-    call = (
-        '<think> a </think><tool_call>{"name": "find_inns", "parameters": {"city": "Oslo", "nights": 2}}</tool_call>'
-    )
+    call = '<think> a </think><tool_call>{"name": "find_inns", "parameters": {"city": "Oslo", "nights": 2}}</tool_call>'
     assert short_answer(call) == "find_inns(city=Oslo, nights=2)"
     assert short_answer("<think> a </think><response> Which\n one? </response>") == "says: Which one?"
     assert short_answer("plain  text") == "plain text"
