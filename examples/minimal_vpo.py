@@ -67,11 +67,6 @@ def sample(model, tokenizer, rows: list[dict], m: int) -> Rollouts:
 # --- Stage 2: score. Every answer gets a reward vector --------------------------------------------
 
 
-def score_answers(task, answers: list[str], rows: list[dict]) -> np.ndarray:
-    """Return the reward vectors of n answers to n rows: (n, D), each entry in [0, 1]."""
-    return np.array([task.score(answer, row["gold"]) for answer, row in zip(answers, rows, strict=True)])
-
-
 def score(task, tokenizer, rollouts: Rollouts, rows: list[dict], m: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the reward vectors (B, M, D) and the texts (B, M) of all answers.
 
@@ -79,10 +74,10 @@ def score(task, tokenizer, rollouts: Rollouts, rows: list[dict], m: int) -> tupl
     """
     texts = tokenizer.batch_decode(rollouts.completions_BT, skip_special_tokens=True)
     answers_BM = np.array([split_chain(text, m) for text in texts], dtype=object)
-    rewards_BMD = score_answers(task, answers_BM.ravel().tolist(), [row for row in rows for _ in range(m)])
+    rewards_ND = task.score(answers_BM.ravel().tolist(), [row for row in rows for _ in range(m)])
     ended_B = (rollouts.completions_BT == tokenizer.eos_token_id).any(dim=1).numpy()
     counts_BM = (answers_BM != "") & ended_B[:, None]
-    return rewards_BMD.reshape(len(rows), m, -1) * counts_BM[:, :, None], answers_BM
+    return rewards_ND.reshape(len(rows), m, -1) * counts_BM[:, :, None], answers_BM
 
 
 # --- Stage 3: advantage. The first two functions are all that separates GRPO from VPO -------------
@@ -189,7 +184,9 @@ def train(model, tokenizer, task, rows, method: str, *, steps, rng, prompts=16, 
         step(rollouts, advantages_PG.ravel())  # Stages 4 and 5
         recent.append(measure(rewards_BMD, answers_BM))
         if number % 10 == 0:
-            print(f"{method} {number:4}/{steps}  {line(np.hstack(recent))}  {time_left(clock, number, steps)}", flush=True)
+            print(
+                f"{method} {number:4}/{steps}  {line(np.hstack(recent))}  {time_left(clock, number, steps)}", flush=True
+            )
             recent = []
 
 
@@ -201,11 +198,11 @@ JUDGES_KD = np.random.default_rng(0).dirichlet(np.ones(4), size=1024)  # the sam
 
 def measure(rewards_BMD: np.ndarray, answers_BM: np.ndarray) -> np.ndarray:
     """Return the five measures of every set of three answers: (5, N). GRPO's sets are three rollouts."""
-    rewards_NMD, answers_NM = rewards_BMD.reshape(-1, SET, rewards_BMD.shape[-1]), answers_BM.reshape(-1, SET)
+    rewards_NMD = rewards_BMD.reshape(-1, SET, rewards_BMD.shape[-1])
     scalar_NM = rewards_NMD.mean(axis=2)
     covered_N = (rewards_NMD @ JUDGES_KD.T).max(axis=1).mean(axis=1)
     solved_N = (rewards_NMD.min(axis=2) == 1).any(axis=1)
-    distinct_N = [len({*answers} - {""}) / SET for answers in answers_NM]
+    distinct_N = [len({*answers} - {""}) / SET for answers in answers_BM.reshape(-1, SET)]
     return np.array([covered_N, scalar_NM[:, 0], scalar_NM.max(axis=1), solved_N, distinct_N])
 
 

@@ -11,11 +11,10 @@ import torch
 
 from vpo_lab.chains import join_chain
 from vpo_lab.config import get_profile
-from vpo_lab.methods import METHODS
-from vpo_lab.tasks import get_task
+from vpo_lab.methods import METHODS, Batch
+from vpo_lab.tasks import each, get_task
 from vpo_lab.train.prompts import render_prompt
 from vpo_lab.train.tiny_model import build_model, train_tokenizer
-from vpo_lab.weights import dirichlet_weights
 
 minimal = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "examples" / "minimal_vpo.py")))
 TASK = get_task("tiny_tools")
@@ -55,8 +54,8 @@ def test_advantages_equal_the_library(name):
     groups, (m, group_size, earn) = 6, minimal.METHODS[name]
     rewards_BMD = np.random.default_rng(0).random((groups * group_size, m, 4)).round(1)
     rewards_BMD[:group_size] = 0.5  # a group in which all earn the same
-    weights = dirichlet_weights(groups * minimal.WEIGHTS, 4, seed=np.random.default_rng(1))
-    earned_PG = earn(rewards_BMD.reshape(groups, group_size, m, 4), weights.reshape(groups, minimal.WEIGHTS, 4))
+    weights_PKD = Batch(rewards_BMD, group_size).draw_weights(minimal.WEIGHTS, 1.0, np.random.default_rng(1))
+    earned_PG = earn(rewards_BMD.reshape(groups, group_size, m, 4), weights_PKD)
     library_B = METHODS[name].advantages(rewards_BMD, group_size, np.random.default_rng(1))
     assert minimal.WEIGHTS == 128 and not library_B[:group_size].any() and library_B[group_size:].any()
     np.testing.assert_allclose(minimal.group_advantages(earned_PG).ravel(), library_B, atol=1e-12)
@@ -160,7 +159,7 @@ def test_warm_up_teaches_what_it_is_shown(model, tokenizer):
 @pytest.mark.parametrize("name", ["vpo", "grpo"])
 def test_training_runs_and_repeats_itself(name, model, tokenizer, capsys):
     """An untrained policy earns nothing in the real task: this one pays for lengths, so that rollouts differ."""
-    task = SimpleNamespace(score=lambda answer, gold: np.array([len(answer) % 2, len(answer) % 3 == 0, 0, 0], float))
+    task = SimpleNamespace(score=each(lambda answer, gold: np.array([len(answer) % 2, len(answer) % 3 == 0, 0, 0])))
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
     def trained():
