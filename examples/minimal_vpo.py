@@ -1,12 +1,19 @@
 """Vector Policy Optimization in one file: sample, score, advantage, loss, step. No TRL, no configuration.
 
     OMP_NUM_THREADS=1 python examples/minimal_vpo.py                  # VPO
-    OMP_NUM_THREADS=1 python examples/minimal_vpo.py --method grpo    # GRPO: two functions differ
+    OMP_NUM_THREADS=1 python examples/minimal_vpo.py --method grpo    # GRPO: one row of METHODS differs
 
-A language model of half a million parameters writes three tool calls per request. The request does not say
-which one the user means, so three different answers are worth more than one answer three times. Stages 1
-to 5 below are one training step. Array names end in their axes: P prompts, G rollouts per prompt, B = P x G
-rollouts, M answers in a rollout, D objectives, K preference weights, S and T tokens of prompt and completion.
+A language model of half a million parameters answers requests with tool calls. A request does not say
+everything that the user means, so three different answers are worth more than one answer three times.
+Stages 1 to 5 below are one training step. A warmup on imperfect demonstrations comes before it.
+
+Array names end in their axes: P prompts, G rollouts per prompt, B = P x G rollouts, M answers in a rollout,
+D objectives, K preference weights, N sets of three answers, S and T tokens of a prompt and a completion.
+
+RESULTS
+
+What is left out, compared with the paper (arXiv 2605.22817): the KL penalty, and several updates per batch.
+What is added: the warmup. The loss is a mean over all tokens of the batch, as in DAPO (arXiv 2503.14476).
 """
 
 from __future__ import annotations
@@ -168,7 +175,7 @@ def warm_up(model, tokenizer, task, rows, m, *, steps, rng, batch=16, learning_r
 
 
 def train(model, tokenizer, task, rows, method: str, *, steps, rng, prompts=16, learning_rate=6e-4) -> None:
-    """Train by GRPO or VPO, and print every 10 steps what their rollouts earned (on requests not seen before)."""
+    """Train by GRPO or VPO, and print every 10 steps what the rollouts of these steps earned."""
     m, group_size, earn = METHODS[method]
     step, clock = make_step(model, tokenizer.pad_token_id, learning_rate, steps), time.time()
     order, recent = rng.permutation(len(rows)), []
@@ -184,9 +191,8 @@ def train(model, tokenizer, task, rows, method: str, *, steps, rng, prompts=16, 
         step(rollouts, advantages_PG.ravel())  # Stages 4 and 5
         recent.append(measure(rewards_BMD, answers_BM))
         if number % 10 == 0:
-            print(
-                f"{method} {number:4}/{steps}  {line(np.hstack(recent))}  {time_left(clock, number, steps)}", flush=True
-            )
+            left = time_left(clock, number, steps)
+            print(f"{method} {number:4}/{steps}  {line(np.hstack(recent))}  {left}", flush=True)
             recent = []
 
 
@@ -231,7 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     m, rng = METHODS[args.method][0], np.random.default_rng(args.seed)
     task = get_task("tiny_tools")
-    # One of the world's four domains, or two minutes would not be enough.
+    # One of the world's four domains, or two minutes would not be enough. A policy from --start may have met its
+    # held-out requests in the warmup, with demonstrations, but not with what the user meant.
     rows = [row for split in ("train", "test") for row in task.load(split=split) if "get_weather" in str(row["prompt"])]
     train_rows, test_rows = rows[:-200], rows[-200:]
     model, tokenizer = load_policy(get_profile("tiny"), task, Path(args.start) if args.start else None, args.seed)
@@ -245,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     error = 1.96 * (after - before).std(axis=1) / len(test_rows) ** 0.5
     print(f"\n{len(test_rows)} held-out requests, three answers to each")
     print(f"before      {line(before)}\nafter       {line(after)}\ndifference  {line(after - before, '+')}")
-    print("95% of it   " + "  ".join(f"{name} ±{e:.3f}" for name, e in zip(MEASURES, error, strict=True)))
+    print("95% (±)     " + "  ".join(f"{name}  {e:.3f}" for name, e in zip(MEASURES, error, strict=True)))
 
 
 if __name__ == "__main__":

@@ -171,3 +171,11 @@ def test_training_runs_and_repeats_itself(name, model, tokenizer, capsys):
     first = trained()
     assert capsys.readouterr().out.count("set reward") == 1
     torch.testing.assert_close(first, trained(), rtol=0, atol=0)
+
+
+def test_the_script_reports_held_out_requests_before_and_after(model, tokenizer, tmp_path, capsys):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    minimal.main(["--start", str(tmp_path), "--steps", "1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "best@3" in line]
+    assert [line.split()[0] for line in lines] == ["before", "after", "difference", "95%"]
