@@ -1,4 +1,4 @@
-"""One completion <-> M candidate answers, in numbered tags.
+"""Put M candidate answers into one completion, and read them out again, by numbered tags.
 
 A chain is one rollout that holds several complete answers:
 
@@ -8,7 +8,7 @@ A chain is one rollout that holds several complete answers:
     <answer_2>
     ...
 
-Numbers matter: with them a policy can specialise by position, and a lost tag loses one answer.
+The numbers let a policy specialise by position, and a lost tag costs one answer only.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _OPENING = re.compile(r"<answer_([0-9]{1,4})>")
 
 
 def answer_prompt(prompt: list[dict], m: int, goal: dict[str, int] | None = None) -> list[dict]:
-    """The messages of `prompt` with the request for `m` answers at the end of the last turn.
+    """Return the messages of `prompt` with a request for `m` answers at the end of the last one.
 
-    `goal` states weights in tenths, objective -> 0..10, for a policy that is to be steered by them.
+    `goal` adds preference weights in tenths, objective -> 0..10, for a policy that is steered by them.
+    Raises LabError if m < 1. The messages that were passed in stay as they are.
     """
     _check(m)
     wording = ONE_ANSWER if m == 1 else MANY_ANSWERS.format(m=m)
@@ -41,7 +42,10 @@ def answer_prompt(prompt: list[dict], m: int, goal: dict[str, int] | None = None
 
 
 def join_chain(answers: list[str]) -> str:
-    """The completion that holds these answers: one answer stands bare, several in numbered tags."""
+    """Write answers as one completion: a single answer without tags, several in numbered tags.
+
+    Raises LabError if there are none.
+    """
     _check(len(answers))
     if len(answers) == 1:
         return answers[0]
@@ -49,11 +53,11 @@ def join_chain(answers: list[str]) -> str:
 
 
 def split_chain(text: str, m: int) -> list[str]:
-    """The `m` answers of a completion, in the order of their numbers; "" where one is missing.
+    """Read the `m` answers of a completion, ordered by their numbers; "" stands for a missing one.
 
-    Never raises on any text. Of repeated tags the first counts; an answer that is not closed ends
-    at the next opening tag or at the end; numbers beyond `m` are ignored. With m = 1 the whole
-    text is the answer, unless it opens an `<answer_1>`.
+    Any text can be read. If a tag is repeated, its first answer counts. An answer without a closing tag
+    ends at the next opening tag, or with the text. Numbers above `m` are ignored. With m = 1 the whole
+    text is the answer, unless it opens an `<answer_1>`. Raises LabError if m < 1.
     """
     _check(m)
     answers, spans = [""] * m, _spans(text, m)
@@ -67,7 +71,8 @@ def split_chain(text: str, m: int) -> list[str]:
 def tail_of(text: str, m: int) -> tuple[int, str | None]:
     """Return the number of the answer that comes last in a completion, and what follows its closing tag.
 
-    (0, None) without any answer; the second is None if the last answer is not closed. Never raises.
+    Return (0, None) if there is no answer, and None as the second if the last answer is not closed.
+    Any text can be read.
     """
     spans = _spans(text, m)
     if not spans:
@@ -78,7 +83,7 @@ def tail_of(text: str, m: int) -> tuple[int, str | None]:
 
 
 def _spans(text: str, m: int) -> dict[int, tuple[int, int, int | None]]:
-    """Where the answers that count start and end, and where their closing tags end (None: not closed)."""
+    """Return for each answer that counts its start, its end, and the end of its closing tag (None: not closed)."""
     spans: dict[int, tuple[int, int, int | None]] = {}
     openings = list(_OPENING.finditer(text))
     for opening, following in zip_longest(openings, openings[1:]):
@@ -93,11 +98,11 @@ def _spans(text: str, m: int) -> dict[int, tuple[int, int, int | None]]:
 
 
 def answer_ends(text: str, m: int) -> list[int]:
-    """Where the answers 1..m-1 of a completion are over: m - 1 ascending positions.
+    """Return the positions in a completion at which answers 1..m-1 are over: m - 1 ascending numbers.
 
-    From there on nothing can change the first j answers that `split_chain` reads. An answer is over
-    behind its closing tag, if all before it are; one that never is ends at len(text) + 1, so that even
-    the end-of-text token still belongs to it.
+    No text after position j can change the first j answers that `split_chain` reads. An answer is over
+    after its closing tag, once all answers before it are over. One that never closes gets
+    len(text) + 1, so that the end-of-text token still belongs to it. Raises LabError if m < 1.
     """
     _check(m)
     ends, position = [], 0

@@ -1,4 +1,4 @@
-"""What a pool of candidates is worth: best@k, pass@k, expected utility, hypervolume, intervals.
+"""Measure what a pool of candidates is worth: best@k, pass@k, expected utility, hypervolume, intervals.
 
 Axes: N requests, C chains, M candidates per chain, D objectives, K weights, S training seeds; n is a
 pool of candidates, `...` any number of leading axes. k is a budget of candidates, never of rollouts.
@@ -18,7 +18,11 @@ from vpo_lab.weights import restrict, set_reward
 
 
 def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """(mean, low, high) at 95%: seeds and requests are both drawn anew, so it covers another training too."""
+    """Return (mean, low, high) at 95%, resampling seeds and requests: the interval of another training.
+
+    values (S, N): one row per training seed, one column per request, finite and in any range.
+    Source: the crossed bootstrap, Owen (2007), "The pigeonhole bootstrap".
+    """
     rng = np.random.default_rng(seed)
     n_seeds, n_requests = values_SN.shape
     counts_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
@@ -32,11 +36,11 @@ def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 
 
 
 def best_at_k(scores: np.ndarray, k: int) -> float | np.ndarray:
-    """The exact mean of the maximum over all subsets of `k` scores: no sampling, no noise of its own.
+    """Return the mean of the maximum over all subsets of `k` scores, exactly and without sampling.
 
     scores (n,) -> float, (..., n) -> (...), in the range of the scores. With the scores ascending it is
-    sum_j s_(j) C(j-1, k-1) / C(n, k). Right for candidates drawn independently; those of one chain are
-    not, see `chain_best_at_k`. Raises LabError unless 1 <= k <= n and all scores are finite.
+    sum_j s_(j) C(j-1, k-1) / C(n, k). It assumes independent candidates; for chains, use
+    `chain_best_at_k`. Raises LabError unless 1 <= k <= n and all scores are finite.
     """
     scores = _finite(scores, "scores", ("n",))
     k = _budget(k, scores.shape[-1], f"the {scores.shape[-1]} candidates of the pool")
@@ -44,10 +48,10 @@ def best_at_k(scores: np.ndarray, k: int) -> float | np.ndarray:
 
 
 def pass_at_k(solved: np.ndarray, k: int) -> float | np.ndarray:
-    """The share of subsets of `k` candidates that hold a solved one: 1 - C(n-c, k)/C(n, k).
+    """Return the share of subsets of `k` candidates with a solved one: 1 - C(n-c, k)/C(n, k), c of n solved.
 
     solved (n,) bool or 0/1 -> float, (..., n) -> (...), in [0, 1]. It is `best_at_k` of the 0/1 scores.
-    Raises LabError as that does, and on other values. Source: Codex (arXiv 2107.03374).
+    Raises LabError as `best_at_k` does, and on values besides 0 and 1. Source: Codex (arXiv 2107.03374).
     """
     solved = _finite(solved, "solved", ("n",))
     if not np.isin(solved, (0.0, 1.0)).all():
@@ -56,13 +60,12 @@ def pass_at_k(solved: np.ndarray, k: int) -> float | np.ndarray:
 
 
 def chain_best_at_k(scores: np.ndarray, k: int) -> float | np.ndarray:
-    """best@k for chains of M candidates: a budget of k buys whole chains, then the start of one more.
+    """Return best@k for chains of M candidates: a budget of k buys whole chains, then the start of one more.
 
-    scores (C, M) -> float, (..., C, M) -> (...). Candidates of one chain were written to differ, so
-    they are not independent draws: the expectation is over a uniformly random choice of floor(k/M)
-    whole chains and, if M does not divide k, of another chain that gives its first k mod M candidates.
-    Exact; M = 1 is `best_at_k`. pass@k is this function of solved as 0/1. Raises LabError if that takes
-    more than C chains, if k < 1, or if a score is not finite.
+    scores (C, M) -> float, (..., C, M) -> (...), in the range of the scores. Candidates of one chain
+    are not independent draws. So the mean is over all choices of floor(k/M) whole chains and, if M does
+    not divide k, of one more chain that gives its first k mod M candidates. It is exact, M = 1 is
+    `best_at_k`, and 0/1 scores give pass@k. Raises LabError unless 1 <= k <= C M and all scores are finite.
     """
     scores = _finite(scores, "scores", ("C", "M"))
     chains, m = scores.shape[-2:]
@@ -87,7 +90,7 @@ def chain_best_at_k(scores: np.ndarray, k: int) -> float | np.ndarray:
 
 @lru_cache(maxsize=256)
 def _max_shares(n: int, k: int) -> np.ndarray:
-    """(n,): the share of the k-subsets of n ascending scores in which score j is the maximum."""
+    """Return the share of the k-subsets of n ascending scores in which score j is the maximum: (n,)."""
     j = np.arange(n, 1, -1)
     # From the top down every factor lies in [0, 1]: nothing overflows, small shares fade to 0.
     shares = k / n * np.cumprod(np.concatenate([[1.0], np.maximum(j - k, 0) / (j - 1)]))[::-1]
@@ -99,20 +102,21 @@ def _max_shares(n: int, k: int) -> np.ndarray:
 
 
 def expected_utility(rewards: np.ndarray, weights: np.ndarray) -> float | np.ndarray:
-    """EUM: the mean over the weightings of the best candidate's w.r, VPO's own objective.
+    """Return the expected utility (EUM), VPO's own objective: the best candidate's w.r, averaged over the weights.
 
-    rewards (n, D), weights (K, D) -> float, (..., n, D) -> (...), in the range of the rewards. Raises
-    LabError on shapes that do not fit or values that are not finite. Source: Zintgraf et al., 2015.
+    rewards (n, D), weights (K, D) -> float, (..., n, D) -> (...), in the range of the rewards. NaN in
+    all candidates marks an objective that is not asked. Raises LabError on shapes that do not fit and on
+    infinite or partly missing rewards. Source: Zintgraf et al., 2015.
     """
     rewards, weights = _vectors(rewards, ("n", "D")), _finite(weights, "weights", ("K", "D"))
     return _plain(set_reward(rewards, weights))
 
 
 def chain_expected_utility_at_k(rewards: np.ndarray, weights: np.ndarray, k: int) -> float | np.ndarray:
-    """Expected utility of a budget of k: the mean over the weightings of `chain_best_at_k` of w.r.
+    """Return the expected utility of a budget of k: `chain_best_at_k` of w.r, averaged over the weights.
 
-    rewards (C, M, D), weights (K, D) -> float, (..., C, M, D) -> (...). Single answers are M = 1.
-    Raises LabError as `chain_best_at_k` does.
+    rewards (C, M, D), weights (K, D) -> float, (..., C, M, D) -> (...), in the range of the rewards.
+    Single answers are M = 1; NaN as in `expected_utility`. Raises LabError as these two do.
     """
     rewards = _vectors(rewards, ("C", "M", "D"))
     weights_KD = _finite(weights, "weights", ("K", "D"))
@@ -126,11 +130,11 @@ def chain_expected_utility_at_k(rewards: np.ndarray, weights: np.ndarray, k: int
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
-    """The volume that the points dominate above the reference: everything is maximised.
+    """Return the volume between the reference and the points that dominate it; all objectives are maximised.
 
-    points (n, D), reference (D,) -> float >= 0; a point not better than the reference in all objectives
-    adds 0. Fix the reference beforehand and report it. Exact, and slow beyond D = 8 or so. Raises
-    LabError on wrong shapes or values that are not finite. Source: moocore.
+    points (n, D), reference (D,) -> float >= 0. A point adds 0 unless it beats the reference in every
+    objective. Fix the reference beforehand and report it. Objectives that are NaN in all points are left
+    out. Exact, and slow above D = 8. Raises LabError on wrong shapes or infinite values. Source: moocore.
     """
     points, reference = _vectors(points, ("n", "D")), _finite(reference, "reference", ("D",))
     if points.ndim != 2 or reference.shape != points.shape[-1:]:
@@ -142,10 +146,10 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
 
 
 def pareto_optimal(points: np.ndarray) -> np.ndarray:
-    """Which points no other point dominates (maximised), duplicates of an optimal one all True.
+    """Mark the points that no other point dominates, all objectives maximised: (n, D) -> bool (n,).
 
-    points (n, D) -> bool (n,). More than `scalarization.winners` finds: a point in a concave part of
-    the front is optimal and wins under no weighting. Raises LabError as `hypervolume` does.
+    Copies of an optimal point are all True. It finds more points than `weights.winners`: one in a concave
+    part of the front is optimal, but wins under no weights. Raises LabError as `hypervolume` does.
     """
     points = _vectors(points, ("n", "D"))
     if points.ndim != 2:
@@ -156,9 +160,10 @@ def pareto_optimal(points: np.ndarray) -> np.ndarray:
 
 
 def reward_diversity(rewards: np.ndarray) -> float | np.ndarray:
-    """The mean L1 distance between the reward vectors of two candidates of a set, 0 where n = 1.
+    """Return the mean L1 distance between the reward vectors of two candidates of a set, 0 if n = 1.
 
-    rewards (n, D) -> float, (..., n, D) -> (...), in [0, D] for rewards in [0, 1].
+    rewards (n, D) -> float, (..., n, D) -> (...), in [0, D] for rewards in [0, 1]; an objective that is
+    not asked (NaN) adds 0. Raises LabError as `expected_utility` does.
     """
     rewards = _filled(_vectors(rewards, ("n", "D")))
     n = rewards.shape[-2]
@@ -170,17 +175,18 @@ def reward_diversity(rewards: np.ndarray) -> float | np.ndarray:
 
 
 def distinct_share(texts: Sequence[str]) -> float:
-    """Distinct texts / n, in (0, 1]. Raises LabError if there are none."""
+    """Return the number of distinct texts / n, in (0, 1]. Raises LabError if there are no texts."""
     if not len(texts):
         raise LabError("no texts: the share of distinct ones is undefined")
     return len(set(texts)) / len(texts)
 
 
 def objective_collinearity(rewards: np.ndarray) -> np.ndarray:
-    """Pearson correlation of the objectives: (n, D) -> (D, D) in [-1, 1], 1 on the diagonal.
+    """Return the Pearson correlation of the objectives: (n, D) -> (D, D) in [-1, 1], 1 on the diagonal.
 
-    An objective that is constant correlates with nothing: nan off the diagonal. Where the mean is above
-    about .8, VPO has little to gain over a scalar. Raises LabError on n < 2 or values not finite.
+    A constant objective gets nan off the diagonal. If rows leave objectives out (NaN), each pair uses the
+    rows that ask for both. With a mean above about .8, VPO gains little over a scalar reward.
+    Raises LabError if n < 2 or if a reward is infinite.
     """
     rewards_nD = _vectors(rewards, ("n", "D"), whole=False)
     if rewards_nD.ndim != 2 or len(rewards_nD) < 2:
@@ -219,14 +225,13 @@ def mean_reward(rewards: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean, low, high): the percentile bootstrap over requests.
+    """Return (mean, low, high) by the percentile bootstrap over requests.
 
-    values (N,), one per request, or (S, N), one row per training seed on the same N requests. Seeds are
-    strata, as the tasks are in rliable (arXiv 2108.13264): every resample draws N requests, the same for
-    every seed, and averages all S seeds. Seeds are not resampled, since two or three say too little of
-    their own spread: the interval is about another test set, not another training run. Say S, and
-    with 3 or fewer draw each one. Raises LabError on empty or not finite values, on a level outside
-    (0, 1) and on resamples < 1.
+    values (N,), one per request, or (S, N), one row per training seed on the same N requests. A resample
+    draws N requests, the same ones for every seed, and averages all S seeds. Seeds are not resampled:
+    the interval is about another test set, not about another training. (`crossed_bootstrap` resamples both.)
+    Report S; with 3 seeds or fewer, draw each one. Raises LabError on values that are empty or not finite,
+    a level outside (0, 1), or resamples < 1. Source: rliable (arXiv 2108.13264), whose strata are tasks.
     """
     values_N = _per_request(values, "values")
     if not 0 < level < 1:
@@ -242,10 +247,10 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of a - b on the same requests: what they share cancels, so it is the sharper one.
+    """Return (mean, low, high) of a - b on the same requests; what both share cancels, so the interval is narrower.
 
-    a (N,) or (S, N), b (N,) or (S', N): each is averaged over its seeds first. The rest is
-    `bootstrap_interval`. Raises LabError as that does, and if the numbers of requests differ.
+    a (N,) or (S, N), b (N,) or (S', N): each is averaged over its seeds, then `bootstrap_interval` takes
+    the differences. Raises LabError as it does, and if the numbers of requests differ.
     """
     a_N, b_N = _per_request(a, "a"), _per_request(b, "b")
     if a_N.shape != b_N.shape:
@@ -264,7 +269,7 @@ def _per_request(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _finite(values: np.ndarray, name: str, axes: tuple[str, ...]) -> np.ndarray:
-    """Float array with at least these last axes, none empty, all finite; else a LabError."""
+    """Return a float array with at least these last axes, none empty, all finite. Raises LabError otherwise."""
     expected = f"expected numbers of shape ({', '.join(['...', *axes])}), none of them 0"
     try:
         values = np.asarray(values, dtype=float)
