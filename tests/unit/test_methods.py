@@ -199,12 +199,12 @@ LOOPS = {
 }
 
 
-def test_every_method_has_a_loop_to_be_compared_with():
-    assert set(LOOPS) == set(METHODS)
+def test_every_method_of_ours_has_a_loop_to_be_compared_with():
+    assert set(LOOPS) <= set(METHODS)
     assert all(name == method.name for name, method in METHODS.items())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("groups, m, d", [(5, 3, 4), (1, 1, 1), (3, 1, 4), (2, 5, 2), (2, 2, 1)])
 def test_method_equals_its_loop(name, groups, m, d):
     rewards_BMD = batch(1, groups, m, d)
