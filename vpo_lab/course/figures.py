@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 
 DRAWN = tuple(name for name in METHODS if name not in VARIANTS or VARIANTS[name].seeds == SEEDS)
 FEW = ("sft", "grpo", "max_at_k", "multi_rlvr", "best_of_set_credit", "vpo", "vpo_credit", "vpo_search")  # headline
-    "sft",
-    "grpo",
-    "max_at_k",
-    "multi_rlvr",
-    "best_of_set_credit",
-    "vpo",
-    "vpo_credit",
-    "vpo_search",
-)  # for the headline
 GRID = {"tiny": ("best", "pass"), "maze": ("best", "eum", "hypervolume")}
 CURVES = ("distinct_rollouts", "entropy", "best_of_group")
 
