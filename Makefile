@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test trl base beside browser gpu workflows lint lock types bench figures explorer publish site doctor lab clean
+.PHONY: help setup run test trl base beside browser gpu workflows lint lock types bench figures report explorer publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -83,12 +83,16 @@ bench: setup  ## scorer, set reward, advantages, their share of a training step,
 figures: setup  ## redraw figures/ from results/, without training
 	$(BIN)/vpo-lab figures
 
+report: setup  ## execute results/report.ipynb and write the tables of the README pages, without training
+	$(BIN)/vpo-lab report
+
 explorer: setup  ## build docs/explorer.html from results/: the weights to turn, in any browser
 	$(BIN)/vpo-lab explorer
 
-publish: setup  ## copy a finished run into notebooks/ and results/, then redraw the figures
+publish: setup  ## copy a finished run into notebooks/ and results/, then redraw the figures and tables
 	$(BIN)/vpo-lab publish runs/$(PROFILE)
 	$(BIN)/vpo-lab figures
+	$(BIN)/vpo-lab report
 
 site: setup  ## the course as static pages in site/, complete without a network
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . site

@@ -42,7 +42,9 @@ def write_policy(folder, prompts, steps: int = 150):
     for _ in range(steps):
         starts = [tokenizer(asked[i], add_special_tokens=False)["input_ids"] for i in rng.integers(len(asked), size=16)]
         ends = [tokenizer(random_chain(rng) + tokenizer.eos_token)["input_ids"] for _ in starts]
-        batch = tokenizer.pad({"input_ids": [a + b for a, b in zip(starts, ends)]}, padding_side="right", return_tensors="pt")
+        batch = tokenizer.pad(
+            {"input_ids": [a + b for a, b in zip(starts, ends)]}, padding_side="right", return_tensors="pt"
+        )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         for row, start in zip(labels, starts, strict=True):
             row[: len(start)] = -100
@@ -76,7 +78,9 @@ def short(completions, log_extra=None, log_metric=None, **_):
 
 async def digit(completions, target, **_):
     """None for the rows that have no target."""
-    return [None if number < 0 else float(str(number) in text(c)) for c, number in zip(completions, target, strict=True)]
+    return [
+        None if number < 0 else float(str(number) in text(c)) for c, number in zip(completions, target, strict=True)
+    ]
 
 
 def rows(chat: bool = True, copies: int = 4):
@@ -99,7 +103,9 @@ def credit_per_answer():
 
 def random_chain(rng: np.random.Generator) -> str:
     answers = {i: f"{'ab'[rng.integers(2)] * int(rng.integers(1, 6))}{rng.integers(10)}" for i in (1, 2, 3)}
-    return "\n".join(f"<answer_{i}>\n{a}\n</answer_{i}>" for i, a in answers.items() if rng.random() < 0.85) or "nothing"
+    return (
+        "\n".join(f"<answer_{i}>\n{a}\n</answer_{i}>" for i, a in answers.items() if rng.random() < 0.85) or "nothing"
+    )
 
 
 def scripted(trainer_class, texts, cut=lambda number: False):
@@ -140,4 +146,6 @@ def arguments(config_class, folder, **settings):
     usual = dict(per_device_train_batch_size=2 * G, num_generations=G, max_completion_length=96, max_steps=2)
     quiet = dict(report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1)
     cpu = dict(use_cpu=True, bf16=False, gradient_checkpointing=False)
-    return config_class(**{**dict(output_dir=str(folder), learning_rate=1e-3, seed=7), **usual, **quiet, **cpu, **settings})
+    return config_class(
+        **{**dict(output_dir=str(folder), learning_rate=1e-3, seed=7), **usual, **quiet, **cpu, **settings}
+    )

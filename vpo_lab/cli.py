@@ -1,4 +1,4 @@
-"""The command line: run, train, experiment, figures, explorer, publish, doctor."""
+"""The command line: run, train, experiment, figures, report, explorer, publish, doctor."""
 
 from __future__ import annotations
 
@@ -125,21 +125,22 @@ def figures(
     ] = "results/experiment",
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
-    """Draw the figures from saved results, without training; write the tables of results/README.md and notebooks."""
+    """Draw the figures from saved results, without training."""
     from vpo_lab.course.figures import draw_experiment_figures, draw_figures
-    from vpo_lab.course.results import read_tables, update_expected, update_notebooks, update_results_page
 
     paths = draw_figures(_path(results), _path(out))
     if _path(experiment).is_dir():
         paths += draw_experiment_figures(_path(experiment), _path(out))
-        page = _path(experiment).parent / "README.md"
-        if page.exists():
-            tables = read_tables(_path(experiment))
-            update_results_page(page, tables)
-            root = page.parent.parent
-            paths += [page, *update_notebooks(root / "notebooks", tables)]
-            paths += update_expected(root / "README.md", tables) if (root / "README.md").exists() else []
     for path in paths:
+        print(path)
+
+
+@app.command()
+def report() -> None:
+    """Execute results/report.ipynb, which holds all tables, and write those of README.md and results/README.md."""
+    from vpo_lab.course.notebooks import write_report
+
+    for path in write_report():
         print(path)
 
 
@@ -157,17 +158,13 @@ def explorer(
 
 @app.command()
 def publish(run_dir: Annotated[str, typer.Argument(help="A finished run folder.")] = "runs/tiny") -> None:
-    """Copy a finished run's notebooks and results into the repository, and its figures into the README."""
-    from vpo_lab.course.notebooks import notebook_folder
+    """Copy a finished run's notebooks and results into the repository; `figures` and `report` show them."""
     from vpo_lab.course.notebooks import publish as publish_run
-    from vpo_lab.course.results import update_readme
-    from vpo_lab.files import read_json
     from vpo_lab.runs import Run
 
     run = Run(_path(run_dir))
     for path in publish_run(run):
         print(path)
-    update_readme(notebook_folder().parent / "README.md", read_json(run.summary))
 
 
 @app.command()

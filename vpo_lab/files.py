@@ -30,7 +30,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
                 f"disk full while writing {path}: free some space and start again, finished work is kept"
             ) from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise LabError(f"cannot write {path} ({os.strerror(number)}): choose another --run-dir") from error
+            raise LabError(f"cannot write {path} ({os.strerror(number)}): choose another folder") from error
         raise
 
 

@@ -16,21 +16,13 @@ import numpy as np
 from vpo_lab.errors import LabError
 from vpo_lab.weights import restrict, set_reward
 
-
-def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Return (mean, low, high) at 95%, resampling seeds and requests: the interval of another training.
-
-    values (S, N): one row per training seed, one column per request, finite and in any range.
-    Source: the crossed bootstrap, Owen (2007), "The pigeonhole bootstrap".
-    """
-    rng = np.random.default_rng(seed)
-    n_seeds, n_requests = values_SN.shape
-    counts_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
-    counts_RN = rng.multinomial(n_requests, np.full(n_requests, 1 / n_requests), size=resamples) / n_requests
-    means_R = np.einsum("rs,sn,rn->r", counts_RS, values_SN, counts_RN, optimize=True)
-    low, high = np.quantile(means_R, [0.025, 0.975])
-    return float(values_SN.mean()), float(low), float(high)
-
+METRICS = {"best": "best@k", "pass": "pass@k", "eum": "EUM", "hypervolume": "hypervolume ratio"}  # name -> label
+METRIC_TITLES = {  # the same in more words, over a panel of a figure
+    "best": "best@k: mean of the objectives",
+    "pass": "pass@k: every objective right",
+    "eum": "expected utility of k candidates",
+    "hypervolume": "share of the best possible hypervolume",
+}
 
 # --- Budgets: the best of k candidates --------------------------------------------------------
 
@@ -263,6 +255,28 @@ def _per_request(values: np.ndarray, name: str) -> np.ndarray:
     if values.ndim > 2:
         raise LabError(f"{name} of shape {values.shape}: expected (N,) or (S, N)")
     return values.mean(axis=0) if values.ndim == 2 else values
+
+
+def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Return (mean, low, high) at 95% of values by training seed and request, (S, N).
+
+    Seeds and requests are both drawn anew, so the interval covers another training too.
+    """
+    rng = np.random.default_rng(seed)
+    n_seeds, n_requests = values_SN.shape
+    counts_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
+    counts_RN = rng.multinomial(n_requests, np.full(n_requests, 1 / n_requests), size=resamples) / n_requests
+    means_R = np.einsum("rs,sn,rn->r", counts_RS, values_SN, counts_RN, optimize=True)
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return float(values_SN.mean()), float(low), float(high)
+
+
+def verdict(low: float, high: float, tolerance: float = 1e-9) -> str:
+    """Return "ahead" or "behind" if the interval of a difference lies above or below 0, else "undecided".
+
+    Bounds within the tolerance count as 0: equal policies differ by rounding noise.
+    """
+    return "ahead" if low > tolerance else "behind" if high < -tolerance else "undecided"
 
 
 # --- Checks -----------------------------------------------------------------------------------

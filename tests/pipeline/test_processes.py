@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from vpo_lab.train.rollouts import VectorReward
 
 from vpo_lab.config import get_profile
 from vpo_lab.files import read_json
 from vpo_lab.runs import STOPPED, Run, read_log
 from vpo_lab.tasks import get_task
 from vpo_lab.train.prompts import method_of
-from vpo_lab.train.rollouts import VectorReward
 from vpo_lab.train.sft import train_sft
 
 HERE = Path(__file__).parent

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from small_qwen3 import build_model, copy_rows
 from toolrl_rows import write_parquet
+from vpo_lab.train.rollouts import VectorReward
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.runs import Run, read_log
@@ -19,7 +20,6 @@ from vpo_lab.train import rl as training
 from vpo_lab.train import rollouts
 from vpo_lab.train.prompts import load_rows, render_prompt
 from vpo_lab.train.rl import train_rl
-from vpo_lab.train.rollouts import VectorReward
 from vpo_lab.train.sft import train_sft
 
 TASK = get_task("toolrl")

@@ -11,7 +11,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from trl_case import G, arguments, credit_per_answer, has_a, random_texts, rows, scripted, short, small_model, small_tokenizer
+from trl_case import (
+    G,
+    arguments,
+    credit_per_answer,
+    has_a,
+    random_texts,
+    rows,
+    scripted,
+    short,
+    small_model,
+    small_tokenizer,
+)
 
 from vpo_lab import VPOConfig, VPOTrainer
 
@@ -23,7 +34,9 @@ for credit, method in (("set", None), ("answer", credit_per_answer())):
         model=small_model(tokenizer),
         reward_funcs=[has_a, short],
         method=method,
-        args=arguments(VPOConfig, folder / "out", per_device_train_batch_size=G // 2 * 3),  # groups lie across processes
+        args=arguments(
+            VPOConfig, folder / "out", per_device_train_batch_size=G // 2 * 3
+        ),  # groups lie across processes
         train_dataset=rows(),
         processing_class=tokenizer,
     )

@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vpo_lab.course.results import (
-    BLOCK,
-    EXPECTED,
-    read_tables,
-    readme_table,
-    update_expected,
-    update_notebooks,
-    update_results_page,
-)
+from vpo_lab.course.results import page_tables, read, update_page
 from vpo_lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,17 +17,22 @@ def test_ci_runs_the_command_of_the_readme():
     assert "make test" in (ROOT / "README.md").read_text()
 
 
-def test_readme_shows_the_committed_results():
-    block = BLOCK.search((ROOT / "README.md").read_text())
-    summary = read_json(ROOT / "results" / "tiny" / "summary.json")
-    assert block[0].removeprefix(block[1]).removesuffix(block[2]) == readme_table(summary)
+def test_the_two_pages_show_the_committed_results(tmp_path):
+    summary, tables = read_json(ROOT / "results" / "tiny" / "summary.json"), read(ROOT / "results" / "experiment")
+    texts = page_tables(summary, tables)
+    marked = []
+    for page in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        copy = Path(shutil.copy(page, tmp_path))
+        update_page(copy, texts)
+        assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+        marked += re.findall(r"<!-- table: (\w+)", page.read_text(encoding="utf-8"))
+    assert sorted(marked) == sorted(texts)
 
 
-def test_the_results_page_shows_the_committed_csv_files(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text((ROOT / "results" / "README.md").read_text())
-    update_results_page(page, read_tables(ROOT / "results" / "experiment"))
-    assert page.read_text() == (ROOT / "results" / "README.md").read_text()
+def test_no_notebook_is_written_between_marks():
+    folders = (ROOT / "notebooks", ROOT / "results")
+    pages = [path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.ipynb")]
+    assert len(pages) == 6 and not any("<!-- table:" in page for page in pages)
 
 
 def test_the_results_page_has_the_committed_ratios_to_bare_trl():
@@ -43,15 +40,6 @@ def test_the_results_page_has_the_committed_ratios_to_bare_trl():
     ratios = [row["value"] for row in rows if row["part"].endswith("step / bare TRL step")]
     grpo, vpo = (f"{ratio:.2f}" for ratio in ratios)
     assert f"gave {grpo} for GRPO and {vpo} for VPO" in (ROOT / "results" / "README.md").read_text()
-
-
-def test_notebooks_and_readme_expect_what_the_committed_csv_files_say(tmp_path):
-    copies = shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    readme = Path(shutil.copy(ROOT / "README.md", tmp_path))
-    texts = [path.read_text() for path in (*copies.glob("*.ipynb"), readme)]
-    assert {name for text in texts for name in re.findall(r"<!-- table: ([\w-]+)", text)} == EXPECTED.keys()
-    tables = read_tables(ROOT / "results" / "experiment")
-    assert update_notebooks(copies, tables) == update_expected(readme, tables) == []
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "results/README.md", "figures/README.md"])

@@ -1,15 +1,23 @@
-"""experiment.py: the plan, the intervals and the CSV files; the training itself is tests/pipeline's."""
+"""experiment.py: the plan and the CSV files; the training itself is tests/pipeline's."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
 
-from vpo_lab.course import experiment
-from vpo_lab.course.experiment import SEEDS, VARIANTS, WORLDS, Job, collect, finished, plan, run_experiment
+from vpo_lab.course import experiment, results
+from vpo_lab.course.experiment import (
+    SEEDS,
+    VARIANTS,
+    WORLDS,
+    Job,
+    collect,
+    finished,
+    plan,
+    read_examples,
+    run_experiment,
+)
 from vpo_lab.errors import LabError
-from vpo_lab.metrics import crossed_bootstrap
 from vpo_lab.runs import only_one_in
 from vpo_lab.search.pool import Pool
 
@@ -32,7 +40,17 @@ def test_the_plan_has_each_start_before_its_variants_and_whole_seeds_first(tmp_p
     main = [job for job in jobs if VARIANTS[job.variant].seeds == SEEDS]
     assert jobs[: len(main)] == main and [job.seed for job in main] == sorted(job.seed for job in main)
     for world in WORLDS:
-        for name in ("sft", "grpo", "max_at_k", "gdpo", "multi_rlvr", "random_weights", "vpo", "vpo_pool"):
+        for name in (
+            "sft",
+            "grpo",
+            "max_at_k",
+            "gdpo",
+            "multi_rlvr",
+            "random_weights",
+            "vpo",
+            "vpo_credit",
+            "vpo_search",
+        ):
             assert {job.seed for job in jobs if (job.world, job.variant) == (world, name)} >= set(range(5))
 
 
@@ -54,18 +72,6 @@ def test_equal_budgets_every_variant_samples_about_as_many_answers_a_step(tmp_pa
             assert rl.steps == usual.steps, name
 
 
-def test_the_crossed_bootstrap_covers_seeds_and_requests():
-    rng = np.random.default_rng(0)
-    assert crossed_bootstrap(np.full((5, 20), 0.3)) == pytest.approx((0.3, 0.3, 0.3))
-    seeds = rng.normal(size=(5, 1)) + np.zeros((1, 200))  # all the spread is between seeds
-    mean, low, high = crossed_bootstrap(seeds)
-    assert high - low == pytest.approx(2 * 1.96 * seeds[:, 0].std() / np.sqrt(5), rel=0.15)
-    requests = np.zeros((5, 1)) + rng.normal(size=(1, 200))  # all of it between requests
-    mean, low, high = crossed_bootstrap(requests)
-    assert mean == pytest.approx(requests.mean())
-    assert high - low == pytest.approx(2 * 1.96 * requests.std() / np.sqrt(200), rel=0.15)
-
-
 def finish(job, rewards_by_pool, steps=20):
     """What a finished job leaves, with made-up rewards."""
     stage = job.stage
@@ -81,11 +87,6 @@ def finish(job, rewards_by_pool, steps=20):
         Pool(name, "tiny_tools", objectives, ids, answers, rewards_NCMD, tokens_NC).save(job.folder.pool(name))
 
 
-def read(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     rng = np.random.default_rng(0)
     jobs = plan(tmp_path / "runs", ["tiny"], ["sft", "grpo", "vpo"], [0, 1])
@@ -96,30 +97,40 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     (tmp_path / "runs" / "notes").mkdir()
     assert set(finished(tmp_path / "runs")) == set(jobs)
     paths = collect(finished(tmp_path / "runs"), tmp_path / "out")
-    names = ["examples.json", "runs.csv", "budgets.csv", "curves.csv", "intervals.csv"]
-    assert [path.name for path in paths] == names
-    examples = json.loads(paths[0].read_text())
-    assert examples["tiny"]["tiny_tools-test-0"]["vpo"]["answers"] == ["0 0 0", "0 0 1", "0 0 2"]
-    runs, budgets, curves, intervals = map(read, paths[1:])
-    assert {(r["variant"], r["seed"]) for r in runs} == {
-        (name + at, seed) for name in ("sft", "sft_chain", "grpo", "vpo") for at in ("", "@0.7") for seed in "01"
-    }
-    assert {r["minus"] for r in intervals if r["variant"] == "vpo@0.7"} == {"", "sft@0.7", "sft_chain@0.7", "grpo@0.7"}
-    vpo = next(r for r in runs if (r["variant"], r["seed"]) == ("vpo", "0"))
-    assert (vpo["m"], vpo["steps"], vpo["minutes"]) == ("3", "20", "0.2")
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()}
+    example = read_examples(tmp_path / "out", "tiny")["tiny_tools-test-0"]
+    assert example["vpo"]["answers"] == ["0 0 0", "0 0 1", "0 0 2"]
+    tables = results.read(tmp_path / "out")
+    runs = tables["runs"].set_index(["variant", "seed"])
+    names = [name + at for name in ("sft", "sft_chain", "grpo", "vpo") for at in ("", "@0.7")]
+    assert set(runs.index) == {(name, seed) for name in names for seed in (0, 1)}
+    assert list(runs.loc[("vpo", 0), ["m", "steps", "minutes"]]) == [3, 20, 0.2]
+    cooler = tables["intervals"].query("variant == 'vpo@0.7'")
+    assert set(cooler.minus) == {"", "sft@0.7", "sft_chain@0.7", "grpo@0.7"}
     pool = Pool.load(jobs[-1].folder.pool("vpo"))
-    row = next(r for r in budgets if (r["variant"], r["seed"], r["k"]) == ("vpo", "1", "24"))
-    assert float(row["best"]) == pytest.approx(pool.scalar_NCM.max(axis=(1, 2)).mean(), abs=1e-5)
-    assert float(row["tokens"]) == 8 * 27
-    assert len(curves) == 2 * 2 * 2 and {r["step"] for r in curves} == {"10", "20"}
-    value = {(r["variant"], r["metric"], r["k"], r["minus"]): r for r in intervals}
-    both = [float(r["best"]) for r in budgets if (r["variant"], r["k"]) == ("vpo", "6")]
-    assert float(value["vpo", "best", "6", ""]["mean"]) == pytest.approx(np.mean(both), abs=1e-3)
-    difference = value["vpo", "best", "6", "grpo"]
-    assert difference["seeds"] == "2"
-    assert float(difference["mean"]) == pytest.approx(
-        float(value["vpo", "best", "6", ""]["mean"]) - float(value["grpo", "best", "6", ""]["mean"]), abs=2e-3
-    )
+    budgets = tables["budgets"].set_index(["variant", "seed", "k"])
+    assert budgets.best["vpo", 1, 24] == pytest.approx(pool.scalar_NCM.max(axis=(1, 2)).mean(), abs=1e-5)
+    assert budgets.tokens["vpo", 1, 24] == 8 * 27
+    assert len(tables["curves"]) == 2 * 2 * 2 and set(tables["curves"].step) == {10, 20}
+    intervals = tables["intervals"].query("metric == 'best' and k == 6").set_index(["variant", "minus"])
+    mean = intervals["mean"]
+    assert mean["vpo", ""] == pytest.approx(results.by_seed(tables, "vpo", "best@6").mean(), abs=1e-3)
+    assert mean["vpo", "grpo"] == pytest.approx(mean["vpo", ""] - mean["grpo", ""], abs=2e-3)
+    assert intervals.seeds["vpo", "grpo"] == 2
+
+
+def test_the_same_jobs_give_the_same_bytes(tmp_path):
+    jobs = plan(tmp_path / "runs", ["tiny"], ["sft"], [0])
+    finish(jobs[0], {name: np.random.default_rng(0).random((2, 24, 1, 4)) for name in jobs[0].pools})
+    once, twice = ({path.name: path.read_bytes() for path in collect(jobs, tmp_path / out)} for out in "ab")
+    assert once == twice
+
+
+def test_examples_under_old_names_are_read(tmp_path):
+    sets = {name: {"answers": [name], "rewards": []} for name in ("sft", "vpo", "vpo_pool")}
+    (tmp_path / "examples.json").write_text(json.dumps({"maze": {"maze-test-0": sets}}))
+    assert set(read_examples(tmp_path, "maze")["maze-test-0"]) == {"sft", "vpo_credit", "vpo_search"}
+    assert read_examples(tmp_path, "tiny") == read_examples(tmp_path / "nowhere", "maze") == {}
 
 
 def test_a_folder_of_other_settings_is_refused_with_both_values(tmp_path):

@@ -6,6 +6,7 @@ import time
 import IPython.display
 import numpy as np
 import pytest
+from vpo_lab.train.rollouts import VectorReward
 
 from vpo_lab.chains import join_chain
 from vpo_lab.methods import get_method
@@ -13,7 +14,6 @@ from vpo_lab.processes import SESSION, Session
 from vpo_lab.show import live
 from vpo_lab.show.live import LiveView, someone_looks
 from vpo_lab.tasks import get_task
-from vpo_lab.train.rollouts import VectorReward
 
 LOG = [{"step": step, "set_reward": 0.1 * step, "mean_reward": 0.2, "objective/format": 0.3} for step in range(1, 6)]
 

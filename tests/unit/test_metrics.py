@@ -420,3 +420,23 @@ def test_interval_errors():
             metrics.bootstrap_interval([1, 2], **options)
     with pytest.raises(LabError, match="same ones"):
         metrics.paired_bootstrap([1, 2], [1, 2, 3])
+
+
+def test_the_crossed_bootstrap_covers_seeds_and_requests():
+    rng = np.random.default_rng(0)
+    assert metrics.crossed_bootstrap(np.full((5, 20), 0.3)) == pytest.approx((0.3, 0.3, 0.3))
+    seeds = rng.normal(size=(5, 1)) + np.zeros((1, 200))  # all the spread is between seeds
+    mean, low, high = metrics.crossed_bootstrap(seeds)
+    assert high - low == pytest.approx(2 * 1.96 * seeds[:, 0].std() / np.sqrt(5), rel=0.15)
+    requests = np.zeros((5, 1)) + rng.normal(size=(1, 200))  # all of it between requests
+    mean, low, high = metrics.crossed_bootstrap(requests)
+    assert mean == pytest.approx(requests.mean())
+    assert high - low == pytest.approx(2 * 1.96 * requests.std() / np.sqrt(200), rel=0.15)
+
+
+def test_a_difference_is_decided_only_beyond_rounding_noise():
+    assert [metrics.verdict(*interval) for interval in ((0.01, 0.02), (-0.02, -0.01), (-0.01, 0.02), (0.0, 0.01))] == [
+        "ahead", "behind", "undecided", "undecided",
+    ]  # fmt: skip
+    solved = metrics.chain_best_at_k(np.ones((50, 8, 3)), 3), metrics.chain_best_at_k(np.ones((50, 24, 1)), 3)
+    assert metrics.verdict(*metrics.paired_bootstrap(*solved)[1:]) == "undecided"

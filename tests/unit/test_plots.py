@@ -157,7 +157,7 @@ def test_worlds_side_by_side_and_grids():
 def test_forest(budgets):
     interval = {k: [0.01 * k, -0.1, 0.2] for k in budgets}
     groups = {"one": {"best_of_set": {"best": interval}, "k1": {"best": interval, "eum": {}}}, "two": {"mine": {}}}
-    figure = show.forest(groups, ["best", "eum"], "vpo")
+    figure = show.forest(groups, ["best", "eum"], "vpo", {"k1": "K = 1 weighting"})
     drawn(figure)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["one", "best of set", "K = 1 weighting", "two", "mine"]

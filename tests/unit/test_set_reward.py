@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpo_lab import SetReward, ask, unask
-from vpo_lab.methods import METHODS, group_normalize
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
-from vpo_lab.weights import dirichlet_weights, set_reward
+from vpo_lab.methods import METHODS, group_normalize
 from vpo_lab.set_reward import best_of, objective_metrics, set_reward_parts, split_answers, text_of
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 
 def has_a(completions, **_):
@@ -154,7 +154,9 @@ def test_chat_completions_keep_their_shape_and_the_last_assistant_message_is_rea
     turns = [*chat("<answer_1>no</answer_1>"), {"role": "tool", "content": "42"}, *chat(join_chain(["x", "y"]))]
     SetReward(spy, 2)([[{"role": "user", "content": "q"}]], [turns])
     assert [text_of(answer) for answer in met] == ["x", "y"]
-    assert [answer[:2] for answer in met] == [turns[:2]] * 2 and all(answer[-1]["role"] == "assistant" for answer in met)
+    assert [answer[:2] for answer in met] == [turns[:2]] * 2 and all(
+        answer[-1]["role"] == "assistant" for answer in met
+    )
     blocks = [{"role": "assistant", "content": [{"type": "text", "text": join_chain(["x", "y"])}]}]
     answers, present = split_answers(blocks, 2)
     assert answers[1][0]["content"] == [{"type": "text", "text": "y"}] and present == [True, True]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from vpo_lab.train.rollouts import VectorReward, answer_of_tokens, score_rollouts
 
 from vpo_lab.chains import join_chain
 from vpo_lab.config import get_profile
@@ -22,7 +23,6 @@ from vpo_lab.train import stage as stages
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import answers_per_rollout, load_rows, render_prompt, rollouts_per_prompt
 from vpo_lab.train.rl import train_rl
-from vpo_lab.train.rollouts import VectorReward, answer_of_tokens, score_rollouts
 from vpo_lab.train.sft import train_sft
 from vpo_lab.train.tiny_model import train_tokenizer
 

@@ -11,7 +11,21 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import Qwen3Config, Qwen3ForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
-from trl_case import G, M, arguments, credit_per_answer, digit, has_a, random_texts, rows, scripted, short, small_model, small_tokenizer, text
+from trl_case import (
+    G,
+    M,
+    arguments,
+    credit_per_answer,
+    digit,
+    has_a,
+    random_texts,
+    rows,
+    scripted,
+    short,
+    small_model,
+    small_tokenizer,
+    text,
+)
 
 from vpo_lab import SetReward, VPOConfig, VPOTrainer, ask
 from vpo_lab.chains import join_chain, split_chain
@@ -31,7 +45,17 @@ def tokenizer():
 def train(tokenizer, tmp_path):
     """train(reward functions, texts=..., trainer=..., settings of the config) -> the trainer, after its steps."""
 
-    def run(functions, *, texts=None, trainer=VPOTrainer, config=VPOConfig, data=None, cut=lambda n: False, keywords=None, **settings):
+    def run(
+        functions,
+        *,
+        texts=None,
+        trainer=VPOTrainer,
+        config=VPOConfig,
+        data=None,
+        cut=lambda n: False,
+        keywords=None,
+        **settings,
+    ):
         made = scripted(trainer, texts or random_texts(0), cut)(
             model=small_model(tokenizer),
             reward_funcs=functions,
@@ -82,7 +106,9 @@ def test_a_group_is_compared_by_what_it_was_asked(train):
     (batch,) = trainer.batches
     rewards_BMD = earned(trainer, batch)
     assert np.isnan(rewards_BMD[G:, :, 2]).all() and not np.isnan(rewards_BMD[:G]).any()
-    alone = METHODS["vpo"].with_options(weight_draws=4096).advantages(rewards_BMD[G:, :, :2], G, np.random.default_rng(1))
+    alone = (
+        METHODS["vpo"].with_options(weight_draws=4096).advantages(rewards_BMD[G:, :, :2], G, np.random.default_rng(1))
+    )
     assert batch["advantages"][G:].numpy() == pytest.approx(alone * FACTOR, abs=0.03)  # other draws
 
 
@@ -96,7 +122,9 @@ def test_functions_read_the_plain_prompt_and_the_policy_the_request(train):
     trainer = train([spy, short], max_steps=1)
     (prompt, n, lengths, completions) = met[0]
     assert prompt in ("what?", "why?", "who?", "where?") and n == 2 * G * M
-    sizes = [len(trainer.processing_class(text(answer), add_special_tokens=False)["input_ids"]) for answer in completions]
+    sizes = [
+        len(trainer.processing_class(text(answer), add_special_tokens=False)["input_ids"]) for answer in completions
+    ]
     assert lengths == sizes
     read = trainer.processing_class.batch_decode(trainer.batches[0]["prompt_ids"], skip_special_tokens=True)
     assert all(ask("", M) in prompt for prompt in read)
@@ -109,7 +137,13 @@ def test_the_log_holds_real_rewards_in_training_and_evaluation(tokenizer, tmp_pa
         model=small_model(tokenizer),
         reward_funcs=[has_a, short, digit],
         args=arguments(
-            VPOConfig, tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=G, log_completions=True, num_completions_to_print=1
+            VPOConfig,
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=G,
+            log_completions=True,
+            num_completions_to_print=1,
         ),
         train_dataset=rows(),
         eval_dataset=rows().select(range(4)),
@@ -166,7 +200,12 @@ def test_one_answer_is_grpo(train):
     texts = ["a1", "bb", "aaaa", "b23"]
     ours = train([has_a, short], texts=itertools.cycle(texts), keywords={"candidates": 1}, max_steps=1)
     theirs = train(
-        [has_a, short], texts=itertools.cycle(texts), trainer=GRPOTrainer, config=GRPOConfig, reward_weights=[0.5, 0.5], max_steps=1
+        [has_a, short],
+        texts=itertools.cycle(texts),
+        trainer=GRPOTrainer,
+        config=GRPOConfig,
+        reward_weights=[0.5, 0.5],
+        max_steps=1,
     )
     assert torch.allclose(ours.batches[0]["advantages"], theirs.batches[0]["advantages"], atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(ours.batches[0]["prompt_ids"], theirs.batches[0]["prompt_ids"]))
@@ -176,9 +215,7 @@ def test_the_class_name_and_one_argument_make_a_grpo_script_vpo(train):
     """A plain GRPOConfig and `candidates`, the same as the wrapper in TRL's own trainer but for the draws."""
     ours = train([has_a, short], config=GRPOConfig, keywords={"candidates": 3}, max_steps=1)
     asked = rows().map(lambda row: {"prompt": ask(row["prompt"], 3)})
-    wrapped = train(
-        SetReward([has_a, short], 3), trainer=GRPOTrainer, config=GRPOConfig, data=asked, max_steps=1
-    )
+    wrapped = train(SetReward([has_a, short], 3), trainer=GRPOTrainer, config=GRPOConfig, data=asked, max_steps=1)
     a, b = (trainer.batches[0] for trainer in (ours, wrapped))
     assert torch.equal(a["prompt_ids"], b["prompt_ids"]) and torch.equal(a["completion_ids"], b["completion_ids"])
     assert torch.allclose(a["advantages"], b["advantages"], atol=0.02)
@@ -213,9 +250,13 @@ def test_an_advantage_per_answer_reaches_the_tokens_of_the_answer(train):
     for step, batch in enumerate(trainer.batches):
         scored = batch["scored"]
         rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, G, 0.0)
-        expected = method.with_options(void_B=scored.truncated_B).advantages(rewards_BMD, G, np.random.default_rng([7, step]))
+        expected = method.with_options(void_B=scored.truncated_B).advantages(
+            rewards_BMD, G, np.random.default_rng([7, step])
+        )
         assert batch["advantages"].shape == batch["completion_ids"].shape
-        for row_T, row_M, ids, completion in zip(batch["advantages"], expected, scored.completion_ids, scored.completions):
+        for row_T, row_M, ids, completion in zip(
+            batch["advantages"], expected, scored.completion_ids, scored.completions
+        ):
             assert not row_T[len(ids) :].any()
             answers = split_chain(text(completion), M)
             if all(answers):  # an answer that is missing is never over: the tokens behind it are its own
@@ -241,9 +282,13 @@ def test_a_method_gives_its_own_advantages(train, name):
 
 
 def test_a_method_may_be_named_in_the_config(train):
-    trainer = train([has_a, short], candidates=1, method="grpo", texts=itertools.cycle(["a1", "bb", "aaaa", "b"]), max_steps=1)
+    trainer = train(
+        [has_a, short], candidates=1, method="grpo", texts=itertools.cycle(["a1", "bb", "aaaa", "b"]), max_steps=1
+    )
     (batch,) = trainer.batches
-    assert batch["advantages"].numpy() == pytest.approx(METHODS["grpo"].advantages(earned(trainer, batch), G, None), abs=1e-6)
+    assert batch["advantages"].numpy() == pytest.approx(
+        METHODS["grpo"].advantages(earned(trainer, batch), G, None), abs=1e-6
+    )
 
 
 def test_thoughts_that_a_template_splits_off_hold_no_answers(tokenizer):
@@ -309,7 +354,9 @@ def test_every_form_of_data_set_is_asked_once(tokenizer, tmp_path):
             )
             held_out = trainer.eval_dataset["b"] if isinstance(held_out, dict) else trainer.eval_dataset
             assert next(iter(trainer.train_dataset))["prompt"] == next(iter(held_out))["prompt"] == ask("q", M)
-    trainer = VPOTrainer(small_model(tokenizer), has_a, arguments(VPOConfig, tmp_path, ask=False), data, processing_class=tokenizer)
+    trainer = VPOTrainer(
+        small_model(tokenizer), has_a, arguments(VPOConfig, tmp_path, ask=False), data, processing_class=tokenizer
+    )
     assert trainer.train_dataset is data
 
 

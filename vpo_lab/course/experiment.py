@@ -7,14 +7,13 @@ done is kept as the notebooks keep theirs, so the same command continues where i
 
 from __future__ import annotations
 
-import csv
-import io
+import gzip
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -30,68 +29,103 @@ from vpo_lab.runs import Run, Stage, only_one_in
 from vpo_lab.search.pool import Pool, evaluate
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
 from vpo_lab.show.live import duration
+from vpo_lab.show.style import method_label
 from vpo_lab.train.prompts import rollouts_per_prompt
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
-
 SEEDS = 5
-
 BUDGETS = (1, 3, 6, 12, 24)
-
 SETTINGS = "settings.json"
-
 EXAMPLES = "examples.json"
-
 COOLER = 0.7  # the main variants are sampled at the paper's temperature too, into pools NAME@0.7
-
-YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo")  # what every variant is compared with
+YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo_credit")  # what every variant is compared with
+OLD_NAMES = {  # of the kept results -> today's
+    "vpo": "vpo_credit",
+    "set_credit": "vpo",
+    "best_of_set": "best_of_set_credit",
+    "vpo_pool": "vpo_search",
+    "pool8": "search8",
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method and what it changes in the profile; method "sft" is a start that others are trained from."""
+    """A method and what it changes in the profile; method "sft" is a start that others are trained from.
+
+    `label` is for figures, the method's own if empty. `changes` says what tells it from vpo_credit, as the heading
+    of its row among the ablations; no heading, no row.
+    """
 
     method: str
     overrides: dict = field(default_factory=dict)
     start: str = "sft"
     worlds: tuple[str, ...] = WORLDS
     seeds: int = SEEDS
+    label: str = ""
+    changes: str = ""
 
 
-def _ablation(method: str = "vpo", worlds: tuple[str, ...] = ("tiny",), start: str = "sft", **rl) -> Variant:
-    return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, seeds=3)
+def _ablation(
+    label: str,
+    changes: str = "",
+    worlds: tuple[str, ...] = ("tiny",),
+    start: str = "sft",
+    method: str = "vpo_credit",
+    **rl,
+) -> Variant:
+    return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, 3, label, changes)
 
 
 VARIANTS = {
     "sft": Variant("sft"),
-    "vpo": Variant("vpo"),
     "grpo": Variant("grpo"),
-    # 4 of 8 chains are searched: larger groups, on half as many prompts.
-    "vpo_pool": Variant("vpo_pool", {"rl.group_size": 8}),
-    "max_at_k": Variant("max_at_k"),
     "gdpo": Variant("gdpo"),
-    "multi_rlvr": Variant("multi_rlvr"),
+    "maxrl": _ablation("", worlds=WORLDS, method="maxrl"),
+    "max_at_k": Variant("max_at_k"),
     "random_weights": Variant("random_weights"),
+    "goal_conditioned": _ablation("", worlds=WORLDS, method="goal_conditioned"),
+    "multi_rlvr": Variant("multi_rlvr", changes="what a set earns"),
     "best_of_set": Variant("best_of_set"),
-    "goal_conditioned": _ablation("goal_conditioned", WORLDS),
-    "maxrl": _ablation("maxrl", WORLDS),
-    "set_credit": _ablation(worlds=WORLDS, credit="set"),
-    "pool8": _ablation(worlds=WORLDS, group_size=8, pool=8),
+    "best_of_set_credit": Variant("best_of_set_credit", changes="what a set earns"),
+    "vpo": Variant("vpo", changes="who is credited"),
+    "vpo_credit": Variant("vpo_credit"),
+    # 4 of 8 chains are searched: larger groups, on half as many prompts.
+    "vpo_search": Variant("vpo_search", {"rl.group_size": 8}, changes="search over chains"),
+    "search8": _ablation(
+        "search over 8 chains", "search over chains", WORLDS, method="vpo_search", group_size=8, search_k=8
+    ),
+    "diversity0.1": _ablation("diversity bonus 0.1", "what a set earns", WORLDS, diversity=0.1),
+    "k1": _ablation("K = 1 weighting", "weightings", weight_draws=1),
+    "k8": _ablation("K = 8 weightings", "weightings", weight_draws=8),
+    "alpha0.3": _ablation("α = 0.3", "weightings", WORLDS, alpha=0.3),
+    "alpha3": _ablation("α = 3", "weightings", WORLDS, alpha=3.0),
     # Chains of another length need a start that has seen them. All sample 192 answers a step (m5: 200).
-    "sft_m2": _ablation("sft", candidates=2),
-    "m2": _ablation(start="sft_m2", candidates=2, group_size=6, rollouts=96),
-    "sft_m5": _ablation("sft", candidates=5),
-    "m5": _ablation(start="sft_m5", candidates=5, group_size=4, rollouts=40),
-    "k1": _ablation(weight_draws=1),
-    "k8": _ablation(weight_draws=8),
-    "alpha0.3": _ablation(worlds=WORLDS, alpha=0.3),
-    "alpha3": _ablation(worlds=WORLDS, alpha=3.0),
-    "diversity0.1": _ablation(worlds=WORLDS, diversity=0.1),
-    "temperature0.7": _ablation(temperature=0.7),
-    "temperature1.3": _ablation(temperature=1.3),
+    "sft_m2": _ablation("SFT, M = 2", method="sft", candidates=2),
+    "m2": _ablation("M = 2 answers", "answers in a set", start="sft_m2", candidates=2, group_size=6, rollouts=96),
+    "sft_m5": _ablation("SFT, M = 5", method="sft", candidates=5),
+    "m5": _ablation("M = 5 answers", "answers in a set", start="sft_m5", candidates=5, group_size=4, rollouts=40),
+    "temperature0.7": _ablation("temperature 0.7", "sampling", temperature=0.7),
+    "temperature1.3": _ablation("temperature 1.3", "sampling", temperature=1.3),
 }
+
+
+def label(name: str) -> str:
+    """Return what to call a variant in a figure: its own label, else that of its method."""
+    return (name in VARIANTS and VARIANTS[name].label) or method_label(name)
+
+
+def renamed(names: Iterable[str]) -> Callable[[str], str]:
+    """Return how to read names of variants: as they are, or by OLD_NAMES if one of them exists only there."""
+    if {name.partition("@")[0] for name in names}.isdisjoint(OLD_NAMES.keys() - VARIANTS.keys()):
+        return str
+
+    def today(name: str) -> str:
+        base, at, temperature = name.partition("@")
+        return OLD_NAMES.get(base, base) + at + temperature
+
+    return today
 
 
 @dataclass(frozen=True)
@@ -294,7 +328,7 @@ PROFILED = ("set_reward", "mean_reward", "best_of_rollout", "best_of_group", "di
 
 
 def collect(done: list[Job], out: Path) -> list[Path]:
-    """Write what finished jobs say: runs.csv, budgets.csv, curves.csv, intervals.csv, examples.json.
+    """Write what finished jobs say: examples.json, runs.csv, budgets.csv, curves.csv.gz and intervals.csv.gz.
 
     One row per job; per job and budget; per job and logged step (means over 10 steps); and per
     variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
@@ -320,18 +354,17 @@ def collect(done: list[Job], out: Path) -> list[Path]:
                     row[metric] = round(float(values_N.mean()), 5)
                 budgets.append(row)
     write_json(out / EXAMPLES, examples)
-    tables = {"runs": runs, "budgets": budgets, "curves": curves, "intervals": _intervals(values)}
-    paths = [out / EXAMPLES]
-    for name, rows in tables.items():
-        if rows:
-            text = io.StringIO()
-            columns = list(dict.fromkeys(column for row in rows for column in row))
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            paths.append(out / f"{name}.csv")
-            write_bytes(paths[-1], text.getvalue().encode())
-    return paths
+    tables = {"runs.csv": runs, "budgets.csv": budgets, "curves.csv.gz": curves, "intervals.csv.gz": _intervals(values)}
+    return [out / EXAMPLES, *(_write_csv(out / name, rows) for name, rows in tables.items() if rows)]
+
+
+def _write_csv(path: Path, rows: list[dict]) -> Path:
+    """Write the rows, gzipped where the name ends in .gz; the same rows give the same bytes."""
+    import pandas as pd
+
+    data = pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n").encode()
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return path
 
 
 def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size: int = 3) -> None:
@@ -344,13 +377,15 @@ def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size:
 
 
 def read_examples(folder: Path, world: str) -> dict[str, dict[str, dict]]:
-    """request -> variant -> {"answers", "rewards"} of a world, as `collect` wrote them; {} where there are none."""
+    """Return request -> variant -> {"answers", "rewards"} of a world, as `collect` wrote them; {} if there are none."""
     path = Path(folder) / EXAMPLES
-    return read_json(path).get(world, {}) if path.exists() else {}
+    requests = read_json(path).get(world, {}) if path.exists() else {}
+    today = renamed(name for sets in requests.values() for name in sets)
+    return {request: {today(name): one for name, one in sets.items()} for request, sets in requests.items()}
 
 
 def final_entropy(log: list[dict]) -> float:
-    """Entropy of a token at the end of a training, in nats: the mean of the last 20 entries of its log."""
+    """Return a token's entropy at the end of a training, in nats: the mean of the last 20 entries of its log."""
     return float(np.mean([entry["entropy"] for entry in log[-20:]]))
 
 
@@ -380,31 +415,24 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
 
 def _curve(job: Job, log: list[dict], width: int = 10) -> list[dict]:
     key = {"world": job.world, "variant": job.variant, "seed": job.seed}
-    rows = []
-    for end in range(width, len(log) + 1, width):
-        block = log[end - width : end]
-        means = {name: round(float(np.mean([e[name] for e in block])), 5) for name in PROFILED}
-        rows.append({**key, "step": block[-1]["step"], **means})
-    return rows
+    blocks = [log[end - width : end] for end in range(width, len(log) + 1, width)]
+    return [
+        {**key, "step": block[-1]["step"], **{m: round(float(np.mean([e[m] for e in block])), 5) for m in PROFILED}}
+        for block in blocks
+    ]
 
 
 def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
     """Mean and 95% interval of every variant, and of its paired differences to the yardsticks."""
     rows = []
     for (world, name, metric, k), by_seed in values.items():
-        key = {"world": world, "variant": name, "metric": metric, "k": k}
         at = "".join(name.partition("@")[1:])
         for other in ("", *(yardstick + at for yardstick in YARDSTICKS)):
-            rest = values.get((world, other, metric, k), {}) if other and other != name else {}
-            if other and not rest:
-                continue
+            rest = values.get((world, other, metric, k), {}) if other != name else {}
             seeds = [seed for seed in by_seed if not other or seed in rest]
-            if not seeds:
-                continue
-            values_SN = np.stack([by_seed[seed] - (rest[seed] if other else 0.0) for seed in seeds])
-            mean, low, high = crossed_bootstrap(values_SN)
-            rows.append(
-                {**key, "minus": other, "seeds": len(seeds), "mean": round(mean, 4), "low": round(low, 4),
-                 "high": round(high, 4)}
-            )  # fmt: skip
+            if seeds:
+                values_SN = np.stack([by_seed[seed] - (rest[seed] if other else 0.0) for seed in seeds])
+                mean, low, high = (round(number, 4) for number in crossed_bootstrap(values_SN))
+                row = {"world": world, "variant": name, "metric": metric, "k": k, "minus": other, "seeds": len(seeds)}
+                rows.append({**row, "mean": mean, "low": low, "high": high})
     return rows

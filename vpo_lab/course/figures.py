@@ -1,50 +1,46 @@
-"""Draw the figures from saved results."""
+"""The pictures in figures/, drawn from saved results without training."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import read_examples
-from vpo_lab.course.results import (
-    DRAWN,
-    LABELS,
-    Tables,
-    _ablations,
-    _mean_range,
-    _metrics,
-    _seeds,
-    _worlds,
-    experiment_summary,
-    load_logs,
-    read_tables,
-)
+from vpo_lab.course.experiment import SEEDS, VARIANTS, label, read_examples
+from vpo_lab.course.results import BASE, HEADLINE, METHODS, Tables, ablation_rows, as_summary, metrics, read, worlds
 from vpo_lab.files import read_json, write_bytes
+from vpo_lab.runs import Run
+from vpo_lab.search.pool import Pool
 from vpo_lab.tasks import get_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vpo_lab.search.pool import Pool
+DRAWN = tuple(name for name in METHODS if name not in VARIANTS or VARIANTS[name].seeds == SEEDS)
+FEW = ("sft", "grpo", "max_at_k", "multi_rlvr", "best_of_set_credit", "vpo", "vpo_credit", "vpo_search")  # headline
+GRID = {"tiny": ("best", "pass"), "maze": ("best", "eum", "hypervolume")}
+CURVES = ("distinct_rollouts", "entropy", "best_of_group")
+
+
+def load_logs(folder: Path) -> dict[str, list[dict]]:
+    """Return the training logs below a run or results folder, by stage."""
+    return {log.parent.name: Run(folder).log(log.parent.name) for log in sorted(Path(folder).glob("*/log.jsonl"))}
 
 
 def draw_figures(results: Path, out: Path) -> list[Path]:
-    """Draw the figures from saved results; returns the paths of the PNG files. What needs pools waits for them."""
+    """Draw the figures of one run from its saved results; return the paths. What needs pools waits for them."""
     import matplotlib
 
     matplotlib.use("Agg")
 
     from vpo_lab import show
-    from vpo_lab.runs import Run
-    from vpo_lab.search.pool import Pool
 
     summary, logs = read_json(results / "summary.json"), load_logs(results)
     rl_logs = {name: log for name, log in logs.items() if name != "sft"}
-    paths = {name: Run(results).pool(name) for name in ("sft_chain", "grpo", "vpo")}
+    paths = {name: Run(results).pool(name) for name in ("sft_chain", *list(summary["methods"])[2:])}
     pools = {name: Pool.load(path) for name, path in paths.items() if path.exists()}
     figures = {
         "mechanism": show.mechanism(),
@@ -87,102 +83,78 @@ def _fronts(pools: Mapping[str, Pool]) -> Figure | None:
     return show.fronts(sets, [objectives[d].replace("_", " ") for d in dims], subject=subject)
 
 
-def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
-    """Write each figure as OUT/NAME.png, the same bytes for the same figure; returns the paths."""
-    paths = []
-    for name, figure in figures.items():
-        drawn = io.BytesIO()
-        # No date in the file: the same results give the same bytes. A white margin: a card on a dark page.
-        figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight", pad_inches=0.2, metadata={"Software": None})
-        write_bytes(out / f"{name}.png", small_png(drawn.getvalue()))
-        paths.append(out / f"{name}.png")
-    return paths
-
-
-def small_png(png: bytes) -> bytes:
-    """The picture in 256 colours: to the eye the same, and a third of the bytes where bands overlap."""
-    from PIL import Image
-
-    small = io.BytesIO()
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(small, format="png", optimize=True)
-    return small.getvalue()
-
-
-HEADLINE = ("sft", "grpo", "max_at_k", "multi_rlvr", "vpo", "vpo_pool")
-
-HEADLINE_METRIC = {"tiny": "best", "maze": "hypervolume"}
-
-GRID_METRICS = {"tiny": ("best", "pass"), "maze": ("best", "eum", "hypervolume")}
-
-CURVES = ("distinct_rollouts", "entropy", "best_of_group")
-
-
-# --- Figures ------------------------------------------------------------------
+# --- An experiment ------------------------------------------------------------
 
 
 def draw_experiment_figures(folder: Path, out: Path) -> list[Path]:
-    """Draw what the experiment's CSV files show so far; returns the paths of the PNG files."""
+    """Draw what the experiment's CSV files show so far; return the paths of the PNG files."""
     import matplotlib
 
     matplotlib.use("Agg")
 
     from vpo_lab import show
+    from vpo_lab.tasks.maze import draw
 
-    tables = read_tables(folder)
-    summaries = {world: experiment_summary(tables, world) for world in _worlds(tables)}
-    summaries = {world: summary for world, summary in summaries.items() if summary["methods"]}
+    tables = read(folder)
     figures: dict[str, Figure] = {}
-    panels = {
-        world: (experiment_summary(tables, world, HEADLINE), HEADLINE_METRIC.get(world, "best")) for world in summaries
-    }
-    panels = {world: panel for world, panel in panels.items() if panel[0]["methods"]}
-    if panels:
-        figures["headline"] = show.worlds(panels, _subject(tables, list(panels)))
-    for world, summary in summaries.items():
-        metrics = [m for m in GRID_METRICS.get(world, tuple(LABELS)) if m in _metrics(tables, world)]
-        if metrics:
-            figures[world] = show.budget_grid(summary, metrics)
+    panels = {world: (as_summary(tables, world, FEW), HEADLINE.get(world, "best")) for world in worlds(tables)}
+    if panels := {world: panel for world, panel in panels.items() if panel[0]["methods"]}:
+        figures["headline"] = show.worlds(panels, _subject(tables, panels))
+    for world in worlds(tables):
+        summary, told = as_summary(tables, world, DRAWN), metrics(tables, world)
+        grid = [metric for metric in GRID.get(world, ("best", "pass", "eum")) if metric in told]
+        if not summary["methods"]:
+            continue
+        figures[world] = show.budget_grid(summary, grid)
         if curves := _curves(tables, world):
             figures[f"collapse_{world}"] = show.curves_over_seeds(curves, CURVES)
-        if groups := _ablations(tables, world):
-            metrics = [m for m in (*GRID_METRICS.get(world, ()), "eum") if m in _metrics(tables, world) and m != "pass"]
-            figures[f"ablations_{world}"] = show.forest(groups, list(dict.fromkeys(metrics)), "vpo")
-    if "maze" in summaries:
-        figures["maze_paths"] = _some_maze()
+        if groups := _groups(tables, world):
+            compared = [metric for metric in dict.fromkeys((*grid, "eum")) if metric in told and metric != "pass"]
+            names = {name: label(name) for group in groups.values() for name in group}
+            figures[f"ablations_{world}"] = show.forest(groups, compared, BASE, names)
+        if world == "maze":
+            figures["maze_paths"] = _some_maze()
     if sets := _maze_examples(folder):
-        figures["maze_sets"] = show.maze_sets(*sets)
+        figures["maze_sets"] = draw.maze_sets(*sets)
         figures["winner_regions"] = _winner_regions(*sets)
     return save_figures({f"experiment_{name}": figure for name, figure in figures.items()}, out)
 
 
-def _subject(tables: Tables, worlds: Sequence[str]) -> str:
-    seeds = {_seeds(tables, world, name) for world in worlds for name in HEADLINE} - {0}
-    count = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{max(seeds)}"
+def _subject(tables: Tables, worlds: Mapping[str, object]) -> str:
+    rows = tables["intervals"].query("world in @worlds and variant in @FEW and minus == ''")
+    count = " to ".join(map(str, sorted({rows.seeds.min(), rows.seeds.max()})))
     return f"{count} training seeds on the same test requests; band: 95%, seeds and requests both resampled"
 
 
 def _curves(tables: Tables, world: str) -> dict[str, dict[str, np.ndarray]]:
-    """Training curves for `show.curves_over_seeds`: mean, least and most over seeds, step by step."""
+    """Training curves for `curves_over_seeds`: mean, least and most over seeds, step by step."""
     curves = {}
     for name in DRAWN:
-        rows = [row for row in tables["curves"] if (row["world"], row["variant"]) == (world, name)]
-        if rows:
-            steps = sorted({row["step"] for row in rows})
-            by_step = [[row for row in rows if row["step"] == step] for step in steps]
-            curves[name] = {"step": np.array(steps)} | {
-                metric: np.array([_mean_range([row[metric] for row in same]) for same in by_step]) for metric in CURVES
+        rows = tables["curves"].query("world == @world and variant == @name")
+        if len(rows):
+            by_step = rows.groupby("step")[list(CURVES)].agg(["mean", "min", "max"])
+            curves[name] = {"step": by_step.index.to_numpy()} | {
+                metric: by_step[metric].to_numpy() for metric in CURVES
             }
     return curves
 
 
+def _groups(tables: Tables, world: str) -> dict:
+    """What changes -> variant -> metric -> k -> the difference to BASE, for `forest`."""
+    groups: dict = {}
+    for row in ablation_rows(tables, world).itertuples():
+        metrics = groups.setdefault(row.changes, {}).setdefault(row.variant, {})
+        metrics.setdefault(row.metric, {})[row.k] = (row.mean, row.low, row.high)
+    return groups
+
+
 def _some_maze() -> Figure:
     """The test maze with the most Pareto-optimal rewards, and a shortest walk for each."""
-    from vpo_lab import show
+    from vpo_lab.tasks.maze import draw
     from vpo_lab.tasks.maze.world import best_paths, front
 
     gold = max((row["gold"] for row in get_task("maze").load(None, "test")), key=lambda gold: len(front(gold)))
-    return show.maze_paths(gold, best_paths(gold))
+    return draw.maze_paths(gold, best_paths(gold))
 
 
 def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
@@ -195,13 +167,38 @@ def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     return golds[request], {name: sets[name]["answers"] for name in DRAWN if name in sets}
 
 
-def _winner_regions(gold: str, answers: dict[str, list[str]]) -> Figure:
+def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
     """In one maze: who wins under which weighting, before training, after it, and among all walks."""
     from vpo_lab import show
     from vpo_lab.tasks.maze.world import OBJECTIVES, front, score
 
     kept = [OBJECTIVES.index(name) for name in ("gold", "diamond", "avoid_lava")]  # all 0 without the exit
-    names = [name for name in ("sft_chain", "grpo", "vpo") if name in answers]
+    names = [name for name in ("sft_chain", "grpo", "best_of_set_credit", "vpo_credit") if name in answers]
     sets = {name: np.array([score(text, gold) for text in answers[name]])[:, kept] for name in names}
     sets["all walks"] = front(gold)[:, kept]
     return show.winner_regions(sets, [OBJECTIVES[d].replace("_", " ") for d in kept])
+
+
+# --- Files --------------------------------------------------------------------
+
+
+def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
+    """Write each figure as OUT/NAME.png, the same bytes for the same figure; return the paths."""
+    paths = []
+    for name, figure in figures.items():
+        drawn = io.BytesIO()
+        # No date in the file: the same results give the same bytes. A white margin: a card on a dark page.
+        figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight", pad_inches=0.2, metadata={"Software": None})
+        write_bytes(out / f"{name}.png", small_png(drawn.getvalue()))
+        paths.append(out / f"{name}.png")
+    return paths
+
+
+def small_png(png: bytes) -> bytes:
+    """Return the picture in 256 colours: to the eye the same, and a third of the bytes where bands overlap."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(small, format="png", optimize=True)
+    return small.getvalue()

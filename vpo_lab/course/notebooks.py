@@ -8,6 +8,7 @@ point continues where it was when it is started again.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.course.figures import small_png
@@ -336,8 +338,34 @@ def publish(run: Run) -> list[Path]:
     return written
 
 
+def write_report(root: Path | None = None) -> list[Path]:
+    """Execute results/report.ipynb in place and write the tables of the two README pages; return the three paths.
+
+    `root` is the repository. Raises LabError if a cell fails, or a page or the saved results are missing.
+    """
+    import nbformat
+
+    from vpo_lab.course.results import page_tables, read, update_page
+
+    root = root or notebook_folder().parent
+    source, pages = root / "results" / "report.ipynb", [root / "README.md", root / "results" / "README.md"]
+    with TemporaryDirectory() as folder:
+        job = Job("report", source, Path(folder) / "report.ipynb")
+        try:
+            _execute(job, {}, without_launcher(os.environ))
+        except Exception as error:
+            job.error = error
+            raise LabError(_explain(job)) from error
+        notebook = as_committed(nbformat.read(job.target, as_version=4), nbformat.read(source, as_version=4))
+    write_bytes(source, nbformat.writes(notebook).encode() + b"\n")
+    texts = page_tables(read_json(root / "results" / "tiny" / "summary.json"), read(root / "results" / "experiment"))
+    for page in pages:
+        update_page(page, texts)
+    return [source, *pages]
+
+
 def as_committed(executed, source):
-    """The source notebook with the outputs of its executed copy, free of timings and paths, pictures made small."""
+    """Return the source notebook with the outputs of its executed copy, without timings and paths, and made small."""
     cells = {cell.id: cell for cell in executed.cells}
     for cell in source.cells:
         if cell.cell_type == "code" and cell.id in cells:
@@ -352,6 +380,10 @@ def as_committed(executed, source):
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = counter
-                if png := output.get("data", {}).get("image/png"):
-                    output.data["image/png"] = b64encode(small_png(b64decode(png))).decode()
+                data = output.get("data", {})
+                if png := data.get("image/png"):
+                    data["image/png"] = b64encode(small_png(b64decode(png))).decode()
+                if "dataframe" in (table := data.get("text/html", "")):  # a line for each row, and no second copy
+                    data["text/html"] = re.sub(r"(?s)<style.*?</style>\n|\n\s*(?=<td|<th>|<th |</tr)", "", table)
+                    data.pop("text/plain", None)
     return source

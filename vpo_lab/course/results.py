@@ -1,709 +1,433 @@
-"""The page results/README.md and its figures, written from the CSV files of `vpo-lab experiment`."""
+"""What was measured, as pandas data frames: the tables of an experiment, of one run, and one beside the other.
+
+`read` returns the experiment's rows; each table below is made of them and holds "mean [low, high]" in its cells.
+Made of `intervals`, low and high are a 95% interval over seeds and requests; made of `runs` or `budgets`, they
+are the least and the most over seeds. For the next question: `tables["intervals"].query(...)`, `over_seeds(...)`.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 import vpo_lab
 from vpo_lab.config import Profile, get_profile
-from vpo_lab.course.experiment import BUDGETS, COOLER, VARIANTS, WORLDS, Job, final_entropy
+from vpo_lab.course.experiment import BUDGETS, COOLER, VARIANTS, WORLDS, Job, final_entropy, renamed
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
-from vpo_lab.runs import Run, read_log
+from vpo_lab.metrics import METRICS, verdict
+from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, pool_names
-from vpo_lab.search.summary import at_k, collinearity, distinct_answers
+from vpo_lab.search.summary import at_k, distinct_answers
+from vpo_lab.search.summary import collinearity as mean_correlation
 from vpo_lab.tasks import get_task
 from vpo_lab.train.prompts import rollouts_per_prompt
 
+Tables = dict[str, pd.DataFrame]
 
-def find_results(run: Run, profile: Profile, saved: Path | None = None) -> Run:
-    """Return the run folder if it has all pools, else the results in `saved` (None: the repository's results/).
-
-    LabError if there are none of either.
-    """
-    saved = saved or Path(vpo_lab.__file__).resolve().parents[1] / "results"
-    for folder in (run, Run(saved / profile.name)):
-        if all(folder.pool(name).exists() for name in pool_names(profile)):
-            return folder
-    raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
-
-
-LABELS = {"best": "best@k", "pass": "pass@k", "eum": "EUM"}
-
-
-def print_summary(path: Path) -> None:
-    """The summary as a table: every method and budget, [low, high] under the mean, the ceiling."""
-    from rich.console import Console
-    from rich.table import Table
-
-    summary = read_json(path)
-    budgets = list(next(iter(summary["methods"].values()))["k"])
-    table = Table(
-        title=f"{summary['profile']}, seed {summary['seed']}, {summary['requests']} requests",
-        caption=f"{summary['interval']}; k counts candidates",
-    )
-    table.add_column("metric")
-    table.add_column("method")
-    for k in budgets:
-        table.add_column(f"k = {k}", justify="right")
-    for metric, label in LABELS.items():
-        for name, method in summary["methods"].items():
-            figures = [method["k"][k][metric] for k in budgets]
-            table.add_row(label, name, *(f"{mean:.3f} [{low:.2f}, {high:.2f}]" for mean, low, high in figures))
-        if summary["ceiling"] and metric in ("best", "pass"):
-            table.add_row(label, "ceiling", *(f"{summary['ceiling'][k][metric]:.3f}" for k in budgets), style="dim")
-        table.add_section()
-    for name, method in summary["methods"].items():
-        table.add_row("tokens", name, *(f"{method['k'][k]['tokens']:.0f}" for k in budgets))
-    console = Console()
-    console.print(table)
-    for name, at in summary.get("stopped", {}).items():
-        console.print(f"{name} was stopped after {at}: the time was up")
-    console.print(f"summary: {path}", soft_wrap=True)
-
-
-def load_logs(folder: Path) -> dict[str, list[dict]]:
-    """The training logs below a run or results folder, by stage."""
-    return {stage.parent.name: read_log(stage.parent) for stage in sorted(Path(folder).glob("*/log.jsonl"))}
-
-
-# --- The README's table -----------------------------------------------------------------------
-
-BLOCK = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
-
-
-def readme_table(summary: dict) -> str:
-    """The comparison as Markdown: best@k and pass@k with their intervals, paired differences, losses."""
-    budgets = list(next(iter(summary["methods"].values()))["k"])
-    lines = []
-    for metric in ("best", "pass"):
-        lines += [
-            f"| {LABELS[metric]} | " + " | ".join(f"k = {k}" for k in budgets) + " |",
-            "|---|" + "---|" * len(budgets),
-        ]
-        for name, method in summary["methods"].items():
-            cells = [method["k"][k][metric] for k in budgets]
-            lines.append(f"| {name} | " + " | ".join(f"{m:.3f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in cells) + " |")
-        if summary["ceiling"]:
-            lines.append("| *ceiling* | " + " | ".join(f"{summary['ceiling'][k][metric]:.3f}" for k in budgets) + " |")
-        lines.append("")
-    lines.append(
-        f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out "
-        f"requests, "
-        f"{summary['interval']}. `sft` writes one answer at a time, `sft_chain` three in a chain."
-    )
-    lines.append("")
-    lines.append(_verdicts(summary))
-    return "\n".join(lines) + "\n"
-
-
-def _verdicts(summary: dict) -> str:
-    """Where VPO is ahead, behind or undecided, by the sign of the paired intervals."""
-    sentences = []
-    for pair, by_k in summary["paired_differences"].items():
-        other = pair.removeprefix("vpo - ")
-        parts = []
-        for metric in LABELS:
-            signs = {k: sign_of(*figures[metric][1:]) for k, figures in by_k.items()}
-            for sign, word in ((1, "ahead"), (-1, "**behind**"), (0, "undecided")):
-                ks = [k for k, s in signs.items() if s == sign]
-                if ks:
-                    parts.append(f"{word} at {LABELS[metric]} for k = {', '.join(ks)}")
-        sentences.append(f"- VPO against {other} (paired over requests): {'; '.join(parts)}.")
-    return "\n".join(sentences)
-
-
-def sign_of(low: float, high: float) -> int:
-    """1 or -1 for an interval that lies above or below 0, 0 for one that decides nothing."""
-    return 1 if low > 0 else -1 if high < 0 else 0
-
-
-def update_readme(readme: Path, summary: dict) -> None:
-    """Put the table of `summary` between the README's result marks; LabError if they are gone."""
-    text = readme.read_text()
-    if not BLOCK.search(text):
-        raise LabError(f"{readme} has no '<!-- results: -->' and '<!-- /results -->' lines: put them back")
-    write_bytes(readme, BLOCK.sub(lambda m: m[1] + readme_table(summary) + m[2], text).encode())
-
-
-# --- Reading ------------------------------------------------------------------
-
-EXPERIMENT_LABELS = {**LABELS, "hypervolume": "hypervolume ratio"}
-
-COLUMNS = {  # what each file must have; budgets.csv has `hypervolume` too where a world's fronts are known
-    "runs": "world variant seed method m steps minutes generated_tokens entropy distinct_answers reward_diversity "
-    "correlation",
-    "budgets": "world variant seed k tokens best pass eum",
-    "curves": "world variant seed step distinct_rollouts entropy best_of_group",
-    "intervals": "world variant metric k minus seeds mean low high",
+SAVED = Path(vpo_lab.__file__).resolve().parent.parent / "results"
+BASE = "vpo_credit"  # the method of which the settings are changed one at a time
+METHODS = ("sft", "sft_chain", *(name for name, variant in VARIANTS.items() if variant.method == name != "sft"))
+CHANGES = {name: variant.changes for name, variant in VARIANTS.items()}
+NAMES = list(dict.fromkeys((*WORLDS, *METRICS, *CHANGES.values(), *METHODS, *VARIANTS)))  # in the order of all tables
+COLUMNS = {  # what each file must have, and of which type; budgets has `hypervolume` where a world's fronts are known
+    "runs": {"seed": int, "m": int, "steps": int, "minutes": float, "generated_tokens": float, "entropy": float}
+    | {"method": str, "distinct_answers": float, "reward_diversity": float, "correlation": float},
+    "budgets": {"seed": int, "k": int, "tokens": float, "best": float, "pass": float, "eum": float},
+    "curves": {"seed": int, "step": int, "distinct_rollouts": float, "entropy": float, "best_of_group": float},
+    "intervals": {"metric": str, "k": int, "minus": str, "seeds": int, "mean": float, "low": float, "high": float},
 }
+HEADLINE = {"tiny": "best", "maze": "hypervolume"}  # the metric that tells most in a world
 
-TEXT = ("world", "variant", "method", "metric", "minus")
-
-WHOLE = ("seed", "seeds", "k", "m", "step", "steps")
-
-METHOD_ORDER = (
-    "sft", "sft_chain", "grpo", "gdpo", "maxrl", "max_at_k", "random_weights", "goal_conditioned", "multi_rlvr",
-    "best_of_set", "vpo", "vpo_pool",
-)  # fmt: skip
-
-DRAWN = ("sft", "sft_chain", "grpo", "gdpo", "max_at_k", "multi_rlvr", "random_weights", "vpo", "vpo_pool")
-
-ABLATIONS = {  # heading -> variants
-    "what a set earns": ("best_of_set", "multi_rlvr", "diversity0.1"),
-    "who is credited": ("set_credit",),
-    "search over chains": ("vpo_pool", "pool8"),
-    "weightings": ("k1", "k8", "alpha0.3", "alpha3"),
-    "answers in a set": ("m2", "m5"),
-    "sampling": ("temperature0.7", "temperature1.3"),
-}
-
-ABOVE_0 = 1e-9
-
-NOTHING = "Nothing measured yet.\n"
-
-Tables = dict[str, list[dict]]
-
-Interval = tuple[float, float, float]  # mean, low, high
+# --- An experiment ------------------------------------------------------------
 
 
-def read_tables(folder: Path) -> Tables:
-    """The CSV files of `vpo-lab experiment`: name -> rows, numbers parsed, what is empty NaN.
+def read(folder: str | Path = SAVED / "experiment") -> Tables:
+    """Return the tables that `vpo-lab experiment` wrote: "runs", "budgets", "curves" and "intervals".
 
-    LabError if a file or one of its columns is missing, or if a number is none.
+    Variants carry today's names, whatever the files call them. Raises LabError if a file or a column is missing
+    or holds no numbers where it should.
     """
     tables = {}
     for name, columns in COLUMNS.items():
         path = Path(folder) / f"{name}.csv"
+        path = packed if (packed := path.with_name(f"{name}.csv.gz")).exists() else path
         if not path.exists():
             raise LabError(f"{path} does not exist: `vpo-lab experiment` writes it")
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in columns.split() if column not in (reader.fieldnames or ())]
-            if missing:
-                raise LabError(f"{path} has no column {missing[0]!r}: write it anew with `vpo-lab experiment`")
-            tables[name] = [_parsed(row, path, reader.line_num) for row in reader]
+        try:
+            tables[name] = pd.read_csv(path, dtype={"world": str, "variant": str, **columns}).fillna({"minus": ""})
+        except ValueError as error:
+            raise LabError(f"{path} is damaged: {error}") from error
+        if missing := {"world", "variant", *columns} - set(tables[name]):
+            raise LabError(f"{path} has no column {min(missing)!r}: write it anew with `vpo-lab experiment`")
+    today = renamed(tables["runs"].variant)
+    for rows in tables.values():
+        for column in {"variant", "minus"} & set(rows):
+            rows[column] = rows[column].map(today)
     return tables
 
 
-def _parsed(row: dict[str, str], path: Path, line: int) -> dict:
-    values: dict = {}
-    for column, text in row.items():
-        try:
-            if column in TEXT:
-                values[column] = text
-            else:
-                values[column] = int(text) if column in WHOLE else float(text or "nan")
-        except (TypeError, ValueError):
-            raise LabError(f"{path}, line {line}, {column}: {text!r} is no number") from None
-    return values
+def worlds(tables: Tables) -> list[str]:
+    """Return the worlds that were measured, in the usual order."""
+    return sorted(tables["runs"].world.unique(), key=_rank)
 
 
-def _intervals(tables: Tables) -> dict[tuple, Interval]:
-    """(world, variant, metric, k, minus) -> mean and interval."""
-    return {
-        (row["world"], row["variant"], row["metric"], row["k"], row["minus"]): (row["mean"], row["low"], row["high"])
-        for row in tables["intervals"]
-    }
-
-
-def _metrics(tables: Tables, world: str) -> list[str]:
-    """The metrics of a world; one that is 0 for everybody, as pass@k in the maze, says nothing."""
-    told = {row["metric"] for row in tables["intervals"] if row["world"] == world and row["mean"]}
-    return [metric for metric in EXPERIMENT_LABELS if metric in told]
-
-
-def _worlds(tables: Tables) -> list[str]:
-    """The usual worlds, measured or not, and then what else there is."""
-    return list(dict.fromkeys([*WORLDS, *(row["world"] for row in tables["runs"])]))
-
-
-def _variants(tables: Tables, world: str) -> list[str]:
-    """What was measured in a world: the methods in their order, then the settings; without cooler pools."""
-    found = dict.fromkeys(row["variant"] for row in tables["intervals"] if row["world"] == world)
-    found = [name for name in found if "@" not in name]
-    settings = [name for variants in ABLATIONS.values() for name in variants]
-    return [name for name in dict.fromkeys([*METHOD_ORDER, *settings, *found]) if name in found]
-
-
-def _seeds(tables: Tables, world: str, variant: str) -> int:
-    rows = [row["seeds"] for row in tables["intervals"] if (row["world"], row["variant"]) == (world, variant)]
-    return max(rows, default=0)
+def metrics(tables: Tables, world: str) -> list[str]:
+    """Return the metrics of a world; one that is 0 for everybody, as pass@k in the maze, is left out."""
+    told = tables["intervals"].query("world == @world and mean != 0").metric.unique()
+    return sorted(told, key=_rank)
 
 
 @lru_cache
 def ceiling(world: str, k: int) -> dict[str, float]:
-    """What no policy can beat in a world, by metric; empty where that is not known."""
+    """Return what no policy can beat in a world, by metric; {} where that is not known."""
     task = get_task(get_profile(world).task)
     return task.ceiling(k) if hasattr(task, "ceiling") else {}
 
 
-def experiment_summary(tables: Tables, world: str, variants: Sequence[str] = DRAWN) -> dict:
-    """The experiment in the shape of `evaluation.summarize`, for the plots; variants not measured are left out."""
-    intervals, metrics = _intervals(tables), _metrics(tables, world)
-    methods = {}
-    for name in variants:
-        keys = [(world, name, metric, k, "") for metric in metrics for k in BUDGETS]
-        tokens = _by_budget(tables, world, name, "tokens")
-        if metrics and all(key in intervals for key in keys) and all(k in tokens for k in BUDGETS):
-            methods[name] = {
-                "k": {
-                    str(k): {
-                        **{metric: intervals[world, name, metric, k, ""] for metric in metrics},
-                        "tokens": float(np.mean(list(tokens[k].values()))),
-                    }
-                    for k in BUDGETS
-                }
-            }
+def as_summary(tables: Tables, world: str, variants: Sequence[str] = METHODS) -> dict:
+    """Return a world in the shape of `search.summary.summarize`, for figures; variants not measured are left out."""
+    told = metrics(tables, world)
+    rows = tables["intervals"].query("world == @world and minus == ''").set_index(["variant", "k", "metric"])
+    tokens = tables["budgets"].query("world == @world").groupby(["variant", "k"]).tokens.mean()
+    cells = rows[["mean", "low", "high"]].T
+    methods = {
+        name: {
+            "k": {str(k): {m: tuple(cells[name, k, m]) for m in told} | {"tokens": tokens[name, k]} for k in BUDGETS}
+        }
+        for name in variants
+        if told and all((name, k, m) in cells for k, m in product(BUDGETS, told))
+    }
     return {"methods": methods, "ceiling": {str(k): ceiling(world, k) for k in BUDGETS} if methods else None}
 
 
-def _by_budget(tables: Tables, world: str, variant: str, column: str) -> dict[int, dict[int, float]]:
-    """k -> seed -> a column of budgets.csv."""
-    values: dict[int, dict[int, float]] = {}
-    for row in tables["budgets"]:
-        if (row["world"], row["variant"]) == (world, variant):
-            values.setdefault(row["k"], {})[row["seed"]] = row.get(column, np.nan)
-    return values
+def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
+    """Return a metric of every method at every budget, with the world's ceiling and the number of seeds."""
+    rows = tables["intervals"].query("world == @world and metric == @metric and minus == '' and variant in @METHODS")
+    table = _wide(rows, "variant", "k")
+    if metric in ceiling(world, 1):
+        table.loc["ceiling"] = [f"{ceiling(world, k)[metric]:.3f}" for k in table.columns]
+    table = table.rename(columns="k = {}".format).rename_axis(METRICS[metric])
+    return table.assign(seeds=rows.groupby("variant").seeds.max().astype(str)).fillna("")
 
 
-def _ablations(tables: Tables, world: str) -> dict[str, dict[str, dict[str, dict[int, Interval]]]]:
-    """heading -> variant -> metric -> k -> difference to VPO, for k = 3 and 24; only what was measured."""
-    intervals = _intervals(tables)
-    known = {name for variants in ABLATIONS.values() for name in variants}
-    others = [name for name in _variants(tables, world) if name not in known and name not in METHOD_ORDER]
-    groups = {}
-    for heading, variants in {**ABLATIONS, "others": tuple(others)}.items():
-        rows = {
-            name: {
-                metric: {k: d for k in (3, 24) if (d := intervals.get((world, name, metric, k, "vpo")))}
-                for metric in _metrics(tables, world)
-            }
-            for name in variants
-        }
-        rows = {name: metrics for name, metrics in rows.items() if any(metrics.values())}
-        groups |= {heading: rows} if rows else {}
-    return groups
+def differences(tables: Tables, world: str, metric: str, minus: str, ks: Sequence[int] = (3, 6, 24)) -> pd.DataFrame:
+    """Return every method minus another on the same seeds and requests: ahead, behind or undecided, and by how much."""
+    rows = tables["intervals"].query("world == @world and metric == @metric and minus == @minus and k in @ks")
+    table = _wide(rows[rows.variant.isin(METHODS)], "variant", "k", difference)
+    return table.rename(columns="k = {}".format).rename_axis(f"{METRICS[metric]} minus {minus}")
 
 
-# --- Tables ------------------------------------------
-
-TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-
-
-def experiment_tables(tables: Tables) -> dict[str, str]:
-    """Every table of results/README.md as Markdown, by the name in its mark; what is not measured is left out."""
-    pages = {}
-    for world in _worlds(tables):
-        pages[f"main-{world}"] = _main_table(tables, world)
-        pages[f"differences-{world}"] = _differences_table(tables, world)
-        pages[f"ablations-{world}"] = _ablations_table(tables, world)
-    return {
-        **pages,
-        "targets": _targets_table(tables),
-        "sets-and-weights": _two_by_two(tables),
-        "costs": _costs_table(tables),
-        "temperature": _temperature_table(tables),
-        "collinearity": _collinearity_table(tables),
-        "diversity": _diversity_table(tables),
-    }
+def ablation_rows(tables: Tables, world: str) -> pd.DataFrame:
+    """Return the rows of `intervals` that compare one changed setting with BASE at k = 3 and 24, with `changes`."""
+    rows = tables["intervals"].query("world == @world and minus == @BASE and k in (3, 24)")
+    rows = rows[rows.metric.isin(metrics(tables, world))]
+    changes = [CHANGES.get(name, "") or ("" if name in METHODS or "@" in name else "others") for name in rows.variant]
+    rows = rows.assign(changes=changes).query("changes != ''")
+    return rows.sort_values(["changes", "variant"], key=lambda names: names.map(_rank), kind="stable")
 
 
-def update_results_page(page: Path, tables: Tables) -> None:
-    """Put the experiment's tables between the marks of results/README.md; LabError if a mark names none."""
-    if not Path(page).exists():
-        raise LabError(f"{page} does not exist: it holds the marks between which the tables are written")
-    text, written = Path(page).read_text(encoding="utf-8"), experiment_tables(tables)
-    names = [match[2] for match in TABLE.finditer(text)]
-    unknown = [name for name in names if name not in written]
-    if not names or unknown:
-        found = f"marks a table {unknown[0]!r}" if unknown else "has no '<!-- table: NAME -->' and '<!-- /table -->'"
-        raise LabError(f"{page} {found}: the tables are {', '.join(written)}")
-    write_bytes(page, TABLE.sub(lambda m: m[1] + written[m[2]] + m[3], text).encode())
+def ablations(tables: Tables, world: str) -> pd.DataFrame:
+    """Return BASE with one setting changed, minus BASE."""
+    rows = ablation_rows(tables, world).query("metric != 'pass'")
+    table = _wide(rows, ["changes", "variant"], ["metric", "k"], difference)
+    return _flat(table).assign(seeds=rows.groupby(["changes", "variant"]).seeds.max().astype(str))
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    if not rows:
-        return NOTHING
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
-def _mean_range(values: Sequence[float]) -> Interval:
-    """The mean over seeds, the least and the most; NaN where nothing was measured."""
-    finite = [value for value in values if np.isfinite(value)]
-    return (float(np.mean(finite)), min(finite), max(finite)) if finite else (np.nan,) * 3
-
-
-def _cell(interval: Interval | None, form: str = ".3f") -> str:
-    if interval is None or not np.isfinite(interval[0]):
-        return "–"
-    mean, low, high = (f"{value:{form}}".replace("-", "−") for value in interval)
-    return f"{mean} [{low}, {high}]"
-
-
-def _signed(interval: Interval | None) -> str:
-    return _cell(interval, "+.3f")
-
-
-def _main_table(tables: Tables, world: str) -> str:
-    intervals, parts = _intervals(tables), []
-    for metric in _metrics(tables, world):
-        names = [name for name in _variants(tables, world) if name in METHOD_ORDER]
-        rows = [
-            [name, *(_cell(intervals.get((world, name, metric, k, ""))) for k in BUDGETS), _seeds(tables, world, name)]
-            for name in names
-        ]
-        if metric in ceiling(world, 1):
-            rows.append(["*ceiling*", *(f"{ceiling(world, k)[metric]:.3f}" for k in BUDGETS), ""])
-        parts.append(_markdown([EXPERIMENT_LABELS[metric], *(f"k = {k}" for k in BUDGETS), "seeds"], rows))
-    return "\n".join(parts) or NOTHING
-
-
-def _differences_table(tables: Tables, world: str) -> str:
-    """Every method less GRPO, SFT and VPO: in words by the sign of the interval, and in numbers."""
-    intervals, parts, budgets = _intervals(tables), [], (3, 6, 24)
-    for other in ("grpo", "sft", "vpo"):
-        for metric in _metrics(tables, world):
-            rows = []
-            for name in METHOD_ORDER:
-                found = [intervals.get((world, name, metric, k, other)) for k in budgets]
-                if any(found):
-                    rows.append([name, *(f"{_word(one)} {_signed(one)}" if one else "–" for one in found)])
-            if rows:
-                header = f"{EXPERIMENT_LABELS[metric]}, less `{other}`"
-                parts.append(_markdown([header, *(f"k = {k}" for k in budgets)], rows))
-    return "\n".join(parts) or NOTHING
-
-
-def _word(interval: Interval) -> str:
-    return {1: "ahead", -1: "**behind**", 0: "undecided"}[sign_of(*interval[1:])]
-
-
-def _ablations_table(tables: Tables, world: str) -> str:
-    metrics = [metric for metric in _metrics(tables, world) if metric != "pass"]
-    columns = [(metric, k) for metric in metrics for k in (3, 24)]
-    rows = []
-    for heading, variants in _ablations(tables, world).items():
-        for name, found in variants.items():
-            cells = [found[metric].get(k) for metric, k in columns]
-            marked = [f"**{_signed(one)}**" if one and sign_of(*one[1:]) else _signed(one) for one in cells]
-            rows.append([heading, f"`{name}`", *marked, _seeds(tables, world, name)])
-    names = [f"{EXPERIMENT_LABELS[metric].removesuffix('@k')}, k = {k}" for metric, k in columns]
-    return _markdown(["what changes", "less `vpo`", *names, "seeds"], rows)
-
-
-def _two_by_two(tables: Tables) -> str:
-    """One answer or M, a fixed scalar or random weightings: the four corners in a line."""
-    intervals = _intervals(tables)
+def two_by_two(tables: Tables) -> pd.DataFrame:
+    """Return the four corners: one answer or M, a fixed scalar or random weights."""
     corners = {
-        "grpo": "one answer, fixed scalar",
-        "random_weights": "one answer, random weights",
-        "best_of_set": "M answers, fixed scalar",
-        "vpo": "M answers, random weights",
+        "grpo": "one answer, fixed scalar (grpo)",
+        "random_weights": "one answer, random weights (random_weights)",
+        "best_of_set_credit": "M answers, fixed scalar (best_of_set_credit)",
+        "vpo_credit": "M answers, random weights (vpo_credit)",
     }
-    rows = []
-    for world in _worlds(tables):
-        for metric in _metrics(tables, world):
-            for k in (3, 24):
-                found = [intervals.get((world, name, metric, k, "")) for name in corners]
-                if any(found):
-                    rows.append([world, EXPERIMENT_LABELS[metric], str(k), *map(_cell, found)])
-    return _markdown(["world", "metric", "k", *(f"{text} (`{name}`)" for name, text in corners.items())], rows)
+    rows = tables["intervals"].query("minus == '' and k in (3, 24) and variant in @corners")
+    told = [metric in metrics(tables, world) for world, metric in zip(rows.world, rows.metric, strict=True)]
+    return _wide(rows[told], ["world", "metric", "k"], "variant").rename(index=METRICS, columns=corners)
 
 
-def _runs(tables: Tables, world: str, variant: str, column: str) -> list[float]:
-    """A column of runs.csv, one value per seed."""
-    return [row[column] for row in tables["runs"] if (row["world"], row["variant"]) == (world, variant)]
+def temperature(tables: Tables) -> pd.DataFrame:
+    """Return the same policies sampled at the temperature of training and at the paper's."""
+    rows = tables["intervals"].query("minus == '' and metric in ('best', 'eum') and k in (3, 24)")
+    parts = rows.variant.str.partition("@")
+    rows = rows.assign(variant=parts[0], temperature=parts[2].replace("", "1"))
+    rows = rows[rows.variant.isin(rows.variant[rows.temperature == str(COOLER)])]
+    return _flat(_wide(rows, ["world", "variant", "temperature"], ["metric", "k"]))
 
 
-def _costs_table(tables: Tables) -> str:
-    rows = []
-    for world in _worlds(tables):
-        usual = _mean_range(_runs(tables, world, "grpo", "generated_tokens"))[0]
-        for name in _variants(tables, world):
-            steps, m = (_runs(tables, world, name, column) for column in ("steps", "m"))
-            tokens = _mean_range(_runs(tables, world, name, "generated_tokens"))[0]
-            minutes = _cell(_mean_range(_runs(tables, world, name, "minutes")), ".1f")
-            if np.isfinite(tokens):
-                ratio = f"{tokens / usual:.2f}" if np.isfinite(usual) else "–"
-                sampled = _answers(world, name, steps[0], m[0])
-                rows.append([world, name, len(steps), steps[0], m[0], sampled, f"{tokens / 1e6:.2f}", ratio, minutes])
-    header = ["world", "variant", "seeds", "steps", "answers in a rollout", "thousands of answers sampled"]
-    return _markdown([*header, "millions of tokens sampled", "of GRPO's", "minutes"], rows)
+def costs(tables: Tables) -> pd.DataFrame:
+    """Return what one training samples, and the minutes of its steps."""
+    runs = tables["runs"].dropna(subset="generated_tokens")
+    groups = runs[~runs.variant.str.contains("@")].groupby(["world", "variant"])
+    tokens = groups.generated_tokens.mean()
+    usual = tokens[tokens.index.get_level_values("variant") == "grpo"].droplevel("variant")
+    table = pd.DataFrame(
+        {"seeds": groups.size(), "steps": groups.steps.first(), "answers in a rollout": groups.m.first()}
+    )
+    table["thousands of answers sampled"] = [_answers(*row) for row in table.reset_index().drop(columns="seeds").values]
+    table["millions of tokens sampled"] = (tokens / 1e6).map("{:.2f}".format)
+    table["of GRPO's"] = tokens.div(usual, level="world").map("{:.2f}".format, na_action="ignore")
+    table["minutes"] = _over_runs(tables, "minutes", ".1f")
+    return _in_order(table).fillna("–")
 
 
 def _answers(world: str, variant: str, steps: int, m: int) -> str:
     """How many answers a training samples, in thousands: the budget that is equal."""
     if variant not in VARIANTS:
         return "–"
-    profile = Job(Path(), world, variant, 0).profile
-    prompts = profile.rl.rollouts // profile.rl.group_size
-    return f"{steps * prompts * rollouts_per_prompt(profile, VARIANTS[variant].method) * m / 1e3:.0f}"
+    rl = (profile := Job(Path(), world, variant, 0).profile).rl
+    rollouts = rl.rollouts // rl.group_size * rollouts_per_prompt(profile, VARIANTS[variant].method)
+    return f"{steps * rollouts * m / 1e3:.0f}"
 
 
-def _temperature_table(tables: Tables) -> str:
-    """The same policies sampled at the temperature of training and at the paper's."""
-    intervals = _intervals(tables)
-    columns = [(metric, k) for metric in ("best", "eum") for k in (3, 24)]
-    rows = [
-        [world, name, temperature, *(_cell(intervals.get((world, name + at, *column, ""))) for column in columns)]
-        for world in _worlds(tables)
-        for name in _variants(tables, world)
-        if (world, f"{name}@{COOLER}", *columns[0], "") in intervals
-        for temperature, at in (("1", ""), (COOLER, f"@{COOLER}"))
-    ]
-    names = [f"{LABELS[metric].removesuffix('@k')}, k = {k}" for metric, k in columns]
-    return _markdown(["world", "variant", "temperature", *names], rows)
-
-
-def _collinearity_table(tables: Tables) -> str:
-    worlds = [world for world in _worlds(tables) if _variants(tables, world)]
-    names = [n for n in METHOD_ORDER if any(_runs(tables, world, n, "correlation") for world in worlds)]
-    rows = [
-        [f"{name}{' (the start)' if name == 'sft' else ''}"]
-        + [_cell(_mean_range(_runs(tables, world, name, "correlation")), ".2f") for world in worlds]
-        for name in names
-    ]
-    return _markdown(["mean correlation of two objectives", *worlds], rows)
-
-
-def _diversity_table(tables: Tables) -> str:
+def diversity(tables: Tables) -> pd.DataFrame:
+    """Return how different the candidates are, in words and in rewards, and the policy's entropy after training."""
     columns = {
         "distinct_answers": "share of distinct answers",
         "reward_diversity": "distance of reward vectors",
         "entropy": "entropy of a token at the end of training (nats)",
     }
-    rows = [
-        [world, name, *(_cell(_mean_range(_runs(tables, world, name, column))) for column in columns)]
-        for world in _worlds(tables)
-        for name in _variants(tables, world)
-        if name in METHOD_ORDER
-    ]
-    return _markdown(["world", "variant", *columns.values()], rows)
+    table = pd.DataFrame({text: _over_runs(tables, column) for column, text in columns.items()})
+    return _in_order(table.query("variant in @METHODS")).fillna("–")
 
 
-# --- Targets ------------------------------------------------------------------
+def collinearity(tables: Tables) -> pd.DataFrame:
+    """Return the mean correlation of two objectives over candidates, by method and world."""
+    table = _over_runs(tables, "correlation", ".2f").unstack("world").query("variant in @METHODS")
+    return _in_order(table).fillna("–")
 
 
-def _targets_table(tables: Tables) -> str:
-    """What was hoped for beforehand, what was measured, and whether that is met."""
-    rows = [
-        [world, text, _cell(found, form), _verdict(found, limit, "mean"), _verdict(found, limit, "interval")]
-        for world, text, found, limit, form in (*_plain_targets(tables), *_pool_targets(tables))
-    ]
-    return _markdown(["world", "target", "measured", "met by the mean", "met by the whole interval"], rows)
+def _over_runs(tables: Tables, column: str, form: str = ".3f") -> pd.Series:
+    """Mean, least and most over seeds of a column of `runs`, as text, by world and variant."""
+    runs = tables["runs"][~tables["runs"].variant.str.contains("@")]
+    spread = runs.groupby(["world", "variant"])[column].agg(["mean", "min", "max"])
+    return pd.Series([cell(*row, form) for row in spread.values], index=spread.index, dtype=object)
 
 
-def _verdict(found: Interval | None, limit: float, by: str) -> str:
-    """Whether the mean, or the whole interval, reaches the limit."""
-    if found is None or not np.isfinite(found[0]):
-        return "not measured"
-    met = [value >= limit for value in found]
-    if by == "mean":
-        return "yes" if met[0] else "**no**"
-    return "yes" if met[1] else "undecided" if met[2] else "**no**"
+def targets(tables: Tables) -> pd.DataFrame:
+    """Return what was hoped for before the trainings, what was measured, and whether that is met."""
+    index = ["world", "variant", "metric", "k", "minus"]
+    measured = tables["intervals"].set_index(index)[["mean", "low", "high"]].T
+    above_0, rows = 1e-9, []
 
+    def found(*key: object) -> np.ndarray:
+        return measured[key].to_numpy() if key in measured else np.full(3, np.nan)
 
-def _plain_targets(tables: Tables):
-    """VPO's targets: (world, text, measured, limit, format of the numbers)."""
-    intervals = _intervals(tables)
+    def target(world: str, text: str, found: np.ndarray, limit: float, form: str = "+.3f") -> None:
+        mean, low, high = found
+        by_mean = "yes" if mean >= limit else "no"
+        by_interval = "yes" if low >= limit else "undecided" if high >= limit else "no"
+        words = ["not measured"] * 2 if np.isnan(mean) else [by_mean, by_interval]
+        rows.append([world, text, cell(*found, form), *words])
 
-    def less(other: str, metric: str, k: int) -> Interval | None:
-        return intervals.get(("tiny", "vpo", metric, k, other))
-
-    yield "tiny", "best@24 of VPO less GRPO's: 0.05 or more", less("grpo", "best", 24), 0.05, "+.3f"
-    yield "tiny", "pass@24 of VPO less GRPO's: 0.10 or more", less("grpo", "pass", 24), 0.10, "+.3f"
-    best = intervals.get(("tiny", "vpo", "best", 3, ""))
-    share = tuple(value / ceiling("tiny", 3)["best"] for value in best) if best else None
-    yield "tiny", "best@3 of VPO over its ceiling: 0.95 or more", share, 0.95, ".3f"
+    for metric, limit in (("best", 0.05), ("pass", 0.10)):
+        text = f"{metric}@24 of vpo_credit minus grpo: {limit:.2f} or more"
+        target("tiny", text, found("tiny", "vpo_credit", metric, 24, "grpo"), limit)
+    share = found("tiny", "vpo_credit", "best", 3, "") / ceiling("tiny", 3)["best"]
+    target("tiny", "best@3 of vpo_credit over its ceiling: 0.95 or more", share, 0.95, ".3f")
     for k in (6, 12, 24):
-        yield "tiny", f"best@{k} of VPO less max@k training's: 0 or more", less("max_at_k", "best", k), 0.0, "+.3f"
-    for k in (3, 24):
-        text = f"hypervolume at k = {k} of VPO over GRPO's: 1.3 or more"
-        yield "maze", text, _ratio(intervals, "maze", "vpo", "grpo", "hypervolume", k), 1.3, ".2f"
+        text = f"best@{k} of vpo_credit minus max_at_k: 0 or more"
+        target("tiny", text, found("tiny", "vpo_credit", "best", k, "max_at_k"), 0.0)
+    for k in (3, 24):  # the interval of a ratio is that of the paired difference over the other's mean
+        ratio = found("maze", "vpo_credit", "hypervolume", k, "grpo") / found("maze", "grpo", "hypervolume", k, "")[0]
+        target("maze", f"hypervolume at k = {k} of vpo_credit over grpo: 1.3 or more", 1 + ratio, 1.3, ".2f")
+    for world, metric in product(WORLDS, ("best", "eum")):
+        for other in ("sft", "grpo", "max_at_k", "vpo_credit"):
+            text = f"{METRICS[metric]} at k = 24 of vpo_search minus {other}: above 0"
+            target(world, text, found(world, "vpo_search", metric, 24, other), above_0)
+        for other in ("", " - grpo"):  # the least and the most over seeds: every training has to grow
+            late, early = (by_seed(tables, "vpo_search", f"{metric}@{k}{other}", world) for k in (24, 3))
+            text = f"{METRICS[metric]} of vpo_search{other.replace('-', 'minus')}, growth from k = 3 to 24: above 0"
+            target(world, text, (late - early).agg(["mean", "min", "max"]).to_numpy(), above_0)
+    columns = ["world", "target", "measured", "met by the mean", "met by the whole interval"]
+    return pd.DataFrame(rows, columns=columns).set_index(["world", "target"])
 
 
-def _ratio(intervals: dict, world: str, name: str, other: str, metric: str, k: int) -> Interval | None:
-    """1 + difference / the other's mean: the interval is that of the paired difference."""
-    difference, base = intervals.get((world, name, metric, k, other)), intervals.get((world, other, metric, k, ""))
-    if not difference or not base or base[0] <= 0:
-        return None
-    return tuple(1 + value / base[0] for value in difference)
+# --- Over seeds, and one run beside them --------------------------------------
 
 
-def _pool_targets(tables: Tables):
-    """The pool objective's targets; what grows with k is told seed by seed."""
-    intervals = _intervals(tables)
-    for world in WORLDS:
-        for metric in ("best", "eum"):
-            label = EXPERIMENT_LABELS[metric]
-            for other in ("sft", "grpo", "max_at_k", "vpo"):
-                found = intervals.get((world, "vpo_pool", metric, 24, other))
-                yield world, f"{label} at k = 24 of `vpo_pool` less `{other}`'s: above 0", found, ABOVE_0, "+.3f"
-            pool, grpo = (_by_budget(tables, world, name, metric) for name in ("vpo_pool", "grpo"))
-            yield world, f"{label} of `vpo_pool` at k = 24 less at k = 3: above 0", _growth(pool), ABOVE_0, "+.3f"
-            gap = {k: {s: pool[k][s] - grpo[k][s] for s in pool[k] if s in grpo.get(k, {})} for k in pool}
-            yield (
-                world,
-                f"{label} of `vpo_pool` less `grpo`'s, growth from k = 3 to 24: above 0",
-                _growth(gap),
-                ABOVE_0,
-                "+.3f",
-            )
+def by_seed(tables: Tables, variant: str, measure: str, world: str = "tiny") -> pd.Series:
+    """Return one number for each training seed, by seed.
 
-
-def _growth(by_budget: dict[int, dict[int, float]]) -> Interval | None:
-    """From k = 3 to 24: the mean over seeds, the least and the most."""
-    first, last = by_budget.get(3, {}), by_budget.get(24, {})
-    return _mean_range([last[seed] - first[seed] for seed in last if seed in first]) if last else None
-
-
-# Mark in a text -> rows of its table: what is measured, a variant or "a - b", a column, a budget k or 0. A world
-# other than `tiny` stands before the variant.
-EXPECTED = {
-    "expected-sft": (
-        ("best@1, asked for one answer", "sft", "best", 1),
-        ("best@24, asked for one answer", "sft", "best", 24),
-        ("pass@1, asked for one answer", "sft", "pass", 1),
-        ("pass@24, asked for one answer", "sft", "pass", 24),
-        ("best@3, one chain of three", "sft_chain", "best", 3),
-        ("share of different answers among 24", "sft", "distinct_answers", 0),
-    ),
-    "expected-grpo": (
-        ("best@1", "grpo", "best", 1),
-        ("best@24", "grpo", "best", 24),
-        ("best@1, GRPO minus its start", "grpo - sft", "best", 1),
-        ("best@24, GRPO minus its start", "grpo - sft", "best", 24),
-        ("share of different answers among 24", "grpo", "distinct_answers", 0),
-        ("entropy of a token at the end of the training, nats", "grpo", "entropy", 0),
-    ),
-    "expected-vpo": (
-        ("best@1", "vpo", "best", 1),
-        ("best@3, one chain", "vpo", "best", 3),
-        ("best@24, eight chains", "vpo", "best", 24),
-        ("best@1, VPO minus GRPO", "vpo - grpo", "best", 1),
-        ("best@3, VPO minus GRPO", "vpo - grpo", "best", 3),
-        ("share of different answers among 24", "vpo", "distinct_answers", 0),
-        ("entropy of a token at the end of the training, nats", "vpo", "entropy", 0),
-    ),
-    "expected-comparison": (
-        ("best@3, VPO minus GRPO", "vpo - grpo", "best", 3),
-        ("best@24, VPO minus GRPO", "vpo - grpo", "best", 24),
-        ("pass@24, VPO minus GRPO", "vpo - grpo", "pass", 24),
-        ("best@3, VPO minus its start in chains", "vpo - sft_chain", "best", 3),
-        ("best@24, VPO minus its start, asked for one answer", "vpo - sft", "best", 24),
-        ("mean correlation of two objectives at the start", "sft", "correlation", 0),
-    ),
-    "expected-set-or-vector": (
-        ("tool calls, best@3: one answer for its mean (`grpo`)", "grpo", "best", 3),
-        ("tool calls, best@3: a set for its best mean (`best_of_set`)", "best_of_set", "best", 3),
-        ("tool calls, best@3: a set under random weightings (`vpo`)", "vpo", "best", 3),
-        ("maze, expected utility of 3: `grpo`", "maze/grpo", "eum", 3),
-        ("maze, expected utility of 3: `best_of_set`", "maze/best_of_set", "eum", 3),
-        ("maze, expected utility of 3: `vpo`", "maze/vpo", "eum", 3),
-    ),
-    "expected-pool": (
-        ("best@3: `vpo`", "vpo", "best", 3),
-        ("best@3: `vpo_pool`", "vpo_pool", "best", 3),
-        ("best@24: `vpo`", "vpo", "best", 24),
-        ("best@24: `vpo_pool`", "vpo_pool", "best", 24),
-    ),
-}
-
-
-def expected_table(tables: Tables, name: str) -> str:
-    """The table of a mark as Markdown: the mean over seeds of one number, and the least and the most seen."""
-    lines = ["| measured | mean | least | most | seeds |", "| --- | --- | --- | --- | --- |"]
-    for title, variant, column, k in EXPECTED[name]:
-        values = _over_seeds(tables, variant, column, k)
-        if values:
-            signed = "+" if " - " in variant else ""
-            cells = (
-                f"{number:{signed}.3f}".replace("-", "−") for number in (np.mean(values), min(values), max(values))
-            )
-            lines.append(f"| {title} | {' | '.join(cells)} | {len(values)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _over_seeds(tables: Tables, variant: str, column: str, k: int) -> list[float]:
-    """One number for each seed; of "a - b" the difference within a seed, where both were trained."""
-    rows = tables["budgets"] if k else tables["runs"]
-    by_seed = []
-    for name in variant.split(" - "):
-        key = (*(name.split("/") if "/" in name else ("tiny", name)), k)
-        by_seed.append({r["seed"]: r[column] for r in rows if (r["world"], r["variant"], r.get("k", 0)) == key})
-    first, *second = by_seed
-    seeds = [seed for seed in first if all(seed in other for other in second)]
-    values = [first[seed] - sum(other[seed] for other in second) for seed in seeds]
-    return [value for value in values if np.isfinite(value)]
-
-
-def own_numbers(name: str, pools: Mapping[str, Pool], logs: Mapping[str, list[dict]] | None = None) -> str:
-    """The rows of a table as measured in one run, a line each: from its pools and training logs, by variant.
-
-    A row whose pool, log or budget the run does not have is left out.
+    measure: "best@3" (a metric at a budget), a column of `runs` such as "entropy", or "best@3 - grpo", the
+    difference to another variant within each seed that has both.
     """
+    measure, _, other = measure.partition(" - ")
+    name, _, k = measure.partition("@")
+    rows = tables["budgets"].query(f"k == {int(k)}") if k else tables["runs"]
+    rows = rows.query("world == @world and variant == @variant").set_index("seed")
+    values = rows[name] if name in rows else pd.Series(dtype=float)
+    return (values - by_seed(tables, other, measure, world) if other else values).dropna()
+
+
+def over_seeds(
+    tables: Tables, variants: str | Sequence[str], measures: Sequence[str], world: str = "tiny"
+) -> pd.DataFrame:
+    """Return mean, least, most and the number of seeds of each measure of each variant; see `by_seed`."""
+    variants = [variants] if isinstance(variants, str) else variants
+    rows = {}
+    for key in product(variants, measures):
+        values = by_seed(tables, *key, world)
+        rows[key] = [*(round(float(number), 3) for number in values.agg(["mean", "min", "max"])), len(values)]
+    index = pd.MultiIndex.from_tuples(rows, names=["variant", "measure"])
+    return pd.DataFrame(rows.values(), index, ["mean", "least", "most", "seeds"])
+
+
+def compare(
+    run: Run | Path,
+    variants: str | Sequence[str],
+    measures: Sequence[str],
+    world: str = "tiny",
+    tables: Tables | None = None,
+) -> pd.DataFrame:
+    """Return a run's own numbers ("yours") beside the mean, the least and the most over the experiment's seeds.
+
+    run: a run folder; variants: one of its policies, or several; measures: see `by_seed`. What the run does not have
+    is NaN.
+    """
+    table = over_seeds(tables or read(), variants, measures, world)
+    table.insert(0, "yours", [round(_measured(Run(Path(run)), *key), 3) for key in table.index])
+    return table.droplevel("variant") if isinstance(variants, str) else table
+
+
+def _measured(run: Run, method: str, measure: str) -> float:
+    """One number of a run, NaN if it has no such pool, log or budget."""
+    measure, _, other = measure.partition(" - ")
+    name, _, k = measure.partition("@")
+    if other:
+        return _measured(run, method, measure) - _measured(run, other, measure)
+    try:
+        if name == "entropy":
+            return final_entropy(run.log(method))
+        pool = Pool.load(run.pool(method))
+        if k:
+            return float(at_k(pool, name, int(k)).mean())
+        value = distinct_answers(pool).mean() if name == "distinct_answers" else mean_correlation(pool)
+        return np.nan if value is None else float(value)  # 0 is a correlation
+    except LabError:
+        return np.nan
+
+
+# --- One run ------------------------------------------------------------------
+
+
+def find_results(run: Run, profile: Profile) -> Run:
+    """Return the run folder if it has all pools, else the results saved in the repository; LabError without both."""
+    for folder in (run, Run(SAVED / profile.name)):
+        if all(folder.pool(name).exists() for name in pool_names(profile)):
+            return folder
+    raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
+
+
+def run_table(summary: Mapping, metric: str) -> pd.DataFrame:
+    """Return a metric of every pool of a run at every budget, with the ceiling; see `search.summary.summarize`."""
+    rows = {name: {k: at[metric] for k, at in method["k"].items()} for name, method in summary["methods"].items()}
+    cells = {
+        name: {k: f"{mean:.3f} [{low:.2f}, {high:.2f}]" for k, (mean, low, high) in row.items()}
+        for name, row in rows.items()
+    }
+    if summary["ceiling"] and all(metric in limits for limits in summary["ceiling"].values()):
+        cells["ceiling"] = {k: f"{limits[metric]:.3f}" for k, limits in summary["ceiling"].items()}
+    return pd.DataFrame(cells).T.rename(columns="k = {}".format).rename_axis(METRICS[metric])
+
+
+def verdicts(summary: Mapping) -> pd.DataFrame:
+    """Return where VPO is ahead, behind or undecided against each other pool, by the paired interval."""
+    words = {
+        (pair.replace(" - ", " against "), METRICS[metric]): {
+            f"k = {k}": verdict(*at[metric][1:]) for k, at in by_k.items()
+        }
+        for pair, by_k in summary["paired_differences"].items()
+        for metric in next(iter(by_k.values()))
+    }
+    return pd.DataFrame(words.values(), pd.MultiIndex.from_tuples(words, names=["paired over requests", "metric"]))
+
+
+def print_summary(path: Path) -> None:
+    """Print a run's summary: every metric of every pool at every budget, and what was stopped early."""
+    summary = read_json(path)
+    print(f"{summary['profile']}, seed {summary['seed']}, {summary['requests']} requests; {summary['interval']}\n")
+    for metric in METRICS:
+        if all(metric in at for method in summary["methods"].values() for at in method["k"].values()):
+            print(run_table(summary, metric).to_string(), end="\n\n")
+    for name, at in summary.get("stopped", {}).items():
+        print(f"{name} was stopped after {at}: the time was up")
+    print(f"summary: {path}")
+
+
+# --- Cells and pages ----------------------------------------------------------
+
+
+def cell(mean: float, low: float, high: float, form: str = ".3f") -> str:
+    """Return "mean [low, high]", a dash where nothing was measured."""
+    return "–" if np.isnan(mean) else f"{mean:{form}} [{low:{form}}, {high:{form}}]".replace("-", "−")
+
+
+def difference(mean: float, low: float, high: float) -> str:
+    """Return a difference in words, by its interval, and in numbers."""
+    return f"{verdict(low, high)} {cell(mean, low, high, '+.3f')}"
+
+
+def _wide(rows: pd.DataFrame, index: str | list[str], columns: str | list[str], text=cell) -> pd.DataFrame:
+    cells = pd.Series([text(*row) for row in rows[["mean", "low", "high"]].to_numpy()], rows.index, dtype=object)
+    return _in_order(rows.assign(cell=cells).pivot(index=index, columns=columns, values="cell")).fillna("–")
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """One row of headings, such as "best, k = 3"."""
+    return table.set_axis([f"{METRICS[metric].removesuffix('@k')}, k = {k}" for metric, k in table], axis=1)
+
+
+def _rank(name: object) -> object:
+    return name if not isinstance(name, str) else NAMES.index(name) if name in NAMES else len(NAMES)
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows and columns in the order of NAMES, what is not there last."""
+    for axis in (0, 1):
+        table = table.sort_index(axis=axis, key=lambda level: level.map(_rank), kind="stable")
+    return table
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown, its index as the first columns."""
+    return table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+TABLE = re.compile(r"(<!-- table: ([\w-]+)[^\n]*-->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
+    """Return what stands between the marks of README.md and results/README.md, by the name in the mark."""
+    title = (
+        f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out "
+        f"requests, {summary['interval']}. `sft` writes one answer at a time, `sft_chain` three in a chain."
+    )
     lines = []
-    for title, variant, column, k in EXPECTED[name]:
-        try:
-            first, *second = (_measured(pools, logs or {}, one, column, k) for one in variant.split(" - "))
-        except (KeyError, LabError):
-            continue
-        lines.append(f"{title:54} {first - sum(second):{'+' if second else ''}.3f}")
-    return "\n".join(lines)
+    for pair, rows in verdicts(summary).groupby(level=0, sort=False):
+        found = [
+            f"{f'**{word}**' if word == 'behind' else word} at {metric} for {', '.join(row.index[row == word])}"
+            for (_, metric), row in rows.iterrows()
+            for word in ("ahead", "behind", "undecided")
+            if (row == word).any()
+        ]
+        lines.append(f"- {pair}: {'; '.join(found)}.\n")
+    best, solved = (to_markdown(run_table(summary, metric)) for metric in ("best", "pass"))
+    main_tables = {world: to_markdown(main(tables, world, metric)) for world, metric in HEADLINE.items()}
+    return {"run": f"{best}\n{solved}\n{title}\n\n{''.join(lines)}", **main_tables}
 
 
-def _measured(pools: Mapping[str, Pool], logs: Mapping[str, list[dict]], variant: str, column: str, k: int) -> float:
-    if column == "entropy":
-        return final_entropy(logs[variant])
-    pool = pools[variant]
-    if k:
-        return float(at_k(pool, column, k).mean())
-    if column == "distinct_answers":
-        return float(distinct_answers(pool).mean())
-    correlation = collinearity(pool)
-    return np.nan if correlation is None else correlation  # 0 is a correlation
-
-
-def _filled(text: str, tables: Tables) -> str:
-    """The text with every table of EXPECTED between its marks; what stands between other marks is kept."""
-    return TABLE.sub(lambda m: m[1] + expected_table(tables, m[2]) + m[3] if m[2] in EXPECTED else m[0], text)
-
-
-def update_expected(page: Path, tables: Tables) -> list[Path]:
-    """Write the tables between the marks of a Markdown page, others than its own left alone; the page if it changed."""
-    text = Path(page).read_text(encoding="utf-8")
-    new = _filled(text, tables)
-    if new != text:
-        write_bytes(page, new.encode())
-    return [Path(page)] if new != text else []
-
-
-def update_notebooks(folder: Path, tables: Tables) -> list[Path]:
-    """Write the tables between the marks `<!-- table: expected-... -->` of all notebooks; returns those that changed.
-
-    Raises LabError for a mark that names no table.
-    """
-    changed = []
-    for path in sorted(Path(folder).glob("*.ipynb")):
-        text = path.read_text(encoding="utf-8")
-        notebook = json.loads(text)
-        for cell in notebook["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "markdown" and (names := [match[2] for match in TABLE.finditer(source)]):
-                if unknown := [name for name in names if name not in EXPECTED]:
-                    raise LabError(f"{path} marks a table {unknown[0]!r}: the tables are {', '.join(EXPECTED)}")
-                cell["source"] = _filled(source, tables).splitlines(keepends=True)
-        new = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-        if new != text:
-            write_bytes(path, new.encode())
-            changed.append(path)
-    return changed
+def update_page(page: Path, texts: Mapping[str, str]) -> None:
+    """Write each text between the marks of its name on a Markdown page; LabError for an unknown or a missing mark."""
+    old = Path(page).read_text(encoding="utf-8")
+    names = [match[2] for match in TABLE.finditer(old)]
+    if not names or set(names) - set(texts):
+        raise LabError(f"{page} marks the tables {names}: mark some of {', '.join(texts)} by '<!-- table: NAME -->'")
+    write_bytes(page, TABLE.sub(lambda mark: mark[1] + texts[mark[2]] + mark[3], old).encode())

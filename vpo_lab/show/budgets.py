@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.metrics import METRIC_TITLES
 from vpo_lab.show.style import (
     METHOD_STYLE,
-    METRIC_LABEL,
     _axes,
     _band,
-    _label,
     _label_ends,
     _log2_axis,
     _styled,
+    method_label,
     method_style,
 )
 
@@ -47,13 +47,13 @@ def _draw_budget(axes: Axes, summary: dict, metric: str) -> None:
         ends.append((limits[-1], "ceiling", "#222222"))
     _log2_axis(axes, budgets, "k, candidates")
     axes.set_xticks(budgets, [str(k) for k in budgets])
-    axes.set_title(METRIC_LABEL.get(metric, metric))
+    axes.set_title(METRIC_TITLES.get(metric, metric))
     _label_ends(axes, ends)
 
 
 def _check_metric(metric: str) -> None:
-    if metric not in METRIC_LABEL:
-        raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRIC_LABEL)}")
+    if metric not in METRIC_TITLES:
+        raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRIC_TITLES)}")
 
 
 @_styled
@@ -106,7 +106,7 @@ def _draw_tokens(axes: Axes, summary: dict, metric: str) -> None:
         ends.append(_band(axes, tokens, [method["k"][str(k)][metric] for k in budgets], name))
     _log2_axis(axes, spent, f"tokens written for a request (points: k = {', '.join(map(str, budgets))})")
     _plain_powers(axes, spent)
-    axes.set_title(METRIC_LABEL[metric])
+    axes.set_title(METRIC_TITLES[metric])
     _label_ends(axes, ends)
 
 
@@ -127,7 +127,7 @@ def worlds(panels: Mapping[str, tuple[dict, str]], subject: str = "") -> Figure:
     for one, (name, (summary, metric)) in zip(axes, panels.items(), strict=True):
         _check_metric(metric)
         _draw_budget(one, summary, metric)
-        one.set_title(f"{name}\n{METRIC_LABEL[metric]}")
+        one.set_title(f"{name}\n{METRIC_TITLES[metric]}")
     if subject:
         figure.suptitle(subject, x=0.01, ha="left", fontsize=10, color="#555555")
     return figure
@@ -149,13 +149,17 @@ FOREST_MARKERS = (("o", "white"), ("D", None), ("s", "white"), ("^", None))  # o
 
 @_styled
 def forest(
-    groups: Mapping[str, Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]], metrics: Sequence[str], other: str
+    groups: Mapping[str, Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]],
+    metrics: Sequence[str],
+    other: str,
+    labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Paired differences of many variants to one other, grouped: a dot and an interval for each budget.
+    """Draw paired differences of many variants to one other, grouped: a dot and an interval for each budget.
 
     groups: heading -> variant -> metric -> k -> [mean, low, high] of the difference; what is missing
-    stays empty. `other`: whom they are compared with, the line at 0.
+    stays empty. `other`: whom they are compared with, the line at 0. `labels`: names of variants.
     """
+    labels = labels or {}
     rows = [row for group, variants in groups.items() for row in ((group, ""), *((group, name) for name in variants))]
     if not any(name for _, name in rows):
         raise LabError("no variant to compare: the forest is empty")
@@ -170,23 +174,20 @@ def forest(
                     _forest_dot(axes, groups[group][name][metric][k], y, number, len(budgets), name)
         axes.axvline(0, color="#222222", linewidth=1)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_yticks(range(len(rows)), [_forest_name(name, group) if column == 0 else "" for group, name in rows])
+        names = [labels.get(name, method_label(name)) if name else group for group, name in rows]
+        axes.set_yticks(range(len(rows)), names if column == 0 else [""] * len(rows))
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=5)
         for y, (_, name) in enumerate(rows):
             if not name:
                 axes.axhline(y, color="#F2F2F2", linewidth=14, zorder=0)
-        axes.set_title(METRIC_LABEL[metric])
-        axes.set_xlabel(f"difference to {_label(other)}")
+        axes.set_title(METRIC_TITLES[metric])
+        axes.set_xlabel(f"difference to {method_label(other)}")
     for label, (_, name) in zip(panels[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if name else "bold")
     _forest_legend(figure, budgets)
     return figure
-
-
-def _forest_name(name: str, group: str) -> str:
-    return _label(name) if name else group
 
 
 def _forest_dot(axes: Axes, interval: Sequence[float], row: int, number: int, budgets: int, name: str) -> None:
@@ -235,7 +236,7 @@ def _level(axes: Axes, interval: Sequence[float], longest: int, name: str) -> tu
     style = {**method_style(name), "marker": ""}
     axes.fill_between([0.8, longest + 0.2], low, high, color=style["color"], alpha=0.13, linewidth=0, antialiased=False)
     axes.plot([0.8, longest + 0.2], [mean, mean], **style)
-    return mean, _label(name), style["color"]
+    return mean, method_label(name), style["color"]
 
 
 @_styled
@@ -257,7 +258,7 @@ def paired_differences(summary: dict, metrics: Sequence[str] = ("best", "pass"))
             x = np.array(budgets) * dodge
             axes.vlines(x, low, high, color=style["color"], linewidth=1.6)
             axes.plot(x, mean, **style, alpha=0.9)
-            ends.append((float(mean[-1]), _label(other), style["color"]))
+            ends.append((float(mean[-1]), method_label(other), style["color"]))
         axes.axhline(0, color="#222222", linewidth=1)
         _log2_axis(axes, budgets, "k, candidates")
         axes.set_xlim(min(budgets) / 1.25, max(budgets) * 1.25)
@@ -279,7 +280,7 @@ def diversity(summary: dict) -> Figure:
             style = {**method_style(name), "linestyle": ""}
             axes.hlines(row, low, high, color=style["color"], linewidth=2)
             axes.plot([mean], [row], **style, markersize=8)
-        axes.set_yticks(range(len(names)), [_label(name) for name in names])
+        axes.set_yticks(range(len(names)), [method_label(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.set_title(title)

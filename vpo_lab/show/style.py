@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vpo_lab.methods import METHODS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,52 +27,20 @@ METHOD_STYLE = {  # colour, marker, line: each alone tells the methods apart, in
     "sft": ("#7A7A7A", "s", ":"),
     "sft_chain": ("#CC79A7", "D", "--"),
     "grpo": ("#D55E00", "^", "-"),
-    "vpo": ("#0072B2", "o", "-"),
-    "vpo_pool": ("#000070", "*", (0, (7, 1.5))),
+    "vpo": ("#3C9AD8", "h", (0, (5, 1))),
+    "vpo_credit": ("#0072B2", "o", "-"),
+    "vpo_search": ("#000070", "*", (0, (7, 1.5))),
     "max_at_k": ("#704010", "<", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
     "multi_rlvr": ("#009E73", "v", "-."),
     "random_weights": ("#E69F00", "P", (0, (1, 1))),
     "gdpo": ("#56B4E9", "X", (0, (3, 2))),
     "goal_conditioned": ("#8F60FF", "p", (0, (6, 2, 2, 2))),
     "maxrl": ("#A8A850", ">", (0, (2, 1))),
-    "best_of_set": ("#A0006E", "d", (0, (1, 2.5))),
+    "best_of_set": ("#C050A0", "8", (0, (2, 1, 1, 1))),
+    "best_of_set_credit": ("#A0006E", "d", (0, (1, 2.5))),
 }
 
-METHOD_LABEL = {
-    "sft": "SFT",
-    "sft_chain": "SFT chains",
-    "grpo": "GRPO",
-    "gdpo": "GDPO",
-    "maxrl": "MaxRL",
-    "max_at_k": "max@k",
-    "multi_rlvr": "Multi-RLVR",
-    "random_weights": "random weights",
-    "goal_conditioned": "goal-conditioned",
-    "best_of_set": "best of set",
-    "vpo": "VPO",
-    "vpo_pool": "VPO pool",
-}
-
-SETTING_LABEL = {  # VPO with one thing changed, as `vpo-lab experiment` names them
-    "set_credit": "credit per set",
-    "pool8": "pool of 8 chains",
-    "m2": "M = 2 answers",
-    "m5": "M = 5 answers",
-    "k1": "K = 1 weighting",
-    "k8": "K = 8 weightings",
-    "alpha0.3": "α = 0.3",
-    "alpha3": "α = 3",
-    "diversity0.1": "diversity bonus 0.1",
-    "temperature0.7": "temperature 0.7",
-    "temperature1.3": "temperature 1.3",
-}
-
-METRIC_LABEL = {
-    "best": "best@k: mean of the objectives",
-    "pass": "pass@k: every objective right",
-    "eum": "expected utility of k candidates",
-    "hypervolume": "share of the best possible hypervolume",
-}
+METHOD_LABEL = {"sft": "SFT", "sft_chain": "SFT chains"} | {method.name: method.label for method in METHODS.values()}
 
 LOG_LABEL = {
     "set_reward": "set reward R(S)",
@@ -137,13 +107,16 @@ def _axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float 
 
 
 def method_style(name: str) -> dict:
-    """Colour, marker and line of a method, always the same; a method of your own gets black."""
-    color, marker, line = METHOD_STYLE.get(name, ("#000000", "8", "-"))
+    """Return colour, marker and line of a method, always the same; one of your own gets the next of a cycle."""
+    number = sum(name.encode())
+    own = (OKABE_ITO[number % len(OKABE_ITO)], "8hpHd"[number % 5], (0, (3, 1, 1, 1)))
+    color, marker, line = METHOD_STYLE.get(name, own)
     return {"color": color, "marker": marker, "linestyle": line}
 
 
-def _label(name: str) -> str:
-    return METHOD_LABEL.get(name) or SETTING_LABEL.get(name, name)
+def method_label(name: str) -> str:
+    """Return what to call a method in a figure; a start or a method of your own by its name."""
+    return METHOD_LABEL.get(name, name)
 
 
 def candidate_color(number: int) -> str:
@@ -203,7 +176,7 @@ def _band(
     style = method_style(name)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0, antialiased=False)
     axes.plot(x, mean, **style, markevery=every)
-    return float(mean[-1]), _label(name), style["color"]
+    return float(mean[-1]), method_label(name), style["color"]
 
 
 INK, SOFT, PALE = "#222222", "#555555", "#E9E9E9"

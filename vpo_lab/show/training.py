@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import LOG_LABEL, _axes, _band, _label, _label_ends, _styled, method_style
+from vpo_lab.show.style import LOG_LABEL, _axes, _band, _label_ends, _styled, method_label, method_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,4 +94,4 @@ def _draw_log(axes: Axes, log: list[dict], metric: str, name: str, window: int) 
     # Without antialiasing: smooth noise would make the picture three times as large.
     axes.plot(steps, values, color=style["color"], linewidth=0.7, alpha=0.25, antialiased=False)
     axes.plot(steps, smoothed, **{**style, "marker": "o" if len(points) == 1 else ""})
-    return float(smoothed[-1]), _label(name), style["color"]
+    return float(smoothed[-1]), method_label(name), style["color"]

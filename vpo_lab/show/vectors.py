@@ -15,10 +15,10 @@ from vpo_lab.show.style import (
     OKABE_ITO,
     SOFT,
     _axes,
-    _label,
     _label_ends,
     _styled,
     candidate_color,
+    method_label,
     method_style,
 )
 from vpo_lab.weights import dirichlet_weights, set_reward, winners
@@ -107,7 +107,7 @@ def _draw_advantages(axes: Axes, advantages: Mapping[str, np.ndarray], names: Se
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else "#222222")
     _cell_borders(axes, table.shape)
     axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(table)), [_label(name) for name in advantages])
+    axes.set_yticks(range(len(table)), [method_label(name) for name in advantages])
 
 
 @_styled
@@ -335,7 +335,7 @@ def pareto_3d(
         size = 4 + 10 * np.sqrt(counts / counts.max())
         marker = {"size": size, "color": method_style(name)["color"], "opacity": 0.75}
         text = [f"{count} candidates" for count in counts]
-        figure.add_trace(go.Scatter3d(x=x, y=y, z=z, mode="markers", name=_label(name), text=text, marker=marker))
+        figure.add_trace(go.Scatter3d(x=x, y=y, z=z, mode="markers", name=method_label(name), text=text, marker=marker))
     labels = objectives or [f"objective {d}" for d in range(max(dims) + 1)]
     axes = {f"{axis}axis_title": labels[d] for axis, d in zip("xyz", dims, strict=True)}
     return figure.update_layout(scene=axes, template="plotly_white", margin={"l": 0, "r": 0, "t": 20, "b": 0})
@@ -440,7 +440,7 @@ def winner_regions(
             stroke = [withStroke(linewidth=3, foreground="white")]
             axes.text(x, y, text, ha="center", va="center", fontweight="bold", zorder=5, path_effects=stroke)
         _triangle(axes, objectives)
-        axes.set_title(_label(name), loc="center", pad=10)
+        axes.set_title(method_label(name), loc="center", pad=10)
         axes.text(0.5, -0.25, f"EUM {set_reward(vectors_M3, weights_K3):.2f}", ha="center", va="center", fontsize=11)
         axes.set_ylim(-0.32, _HEIGHT + 0.12)
     handles = [
@@ -508,7 +508,7 @@ def fronts(sets: Mapping[str, np.ndarray], objectives: Sequence[str], subject: s
     for axes, (name, rewards_Sn2) in zip(panels, sets.items(), strict=True):
         rewards_Sn2 = np.asarray(rewards_Sn2, dtype=float)
         _draw_front(axes, rewards_Sn2, method_style(name)["color"])
-        axes.set_title(_label(name), pad=20)
+        axes.set_title(method_label(name), pad=20)
         share = attainment(rewards_Sn2, [1], [1])[0, 0]
         axes.text(0, 1.03, f"{share:.0%} of the sets hold a (1, 1)", transform=axes.transAxes, fontsize=10, color=SOFT)
         axes.set_xlabel(objectives[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import _axes, _label, _styled, candidate_color
+from vpo_lab.show.style import _axes, _styled, candidate_color, method_label
 from vpo_lab.show.vectors import _names, _vectors
 from vpo_lab.tasks.maze.world import MOVES, OBJECTIVES, Maze, parse_maze, score, walk
 
@@ -72,7 +72,7 @@ def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
         _draw_maze(axes, maze)
         for number, path in enumerate(paths):
             _draw_walk(axes, maze, path, number, len(paths))
-        axes.set_title(_label(name))
+        axes.set_title(method_label(name))
     for axes in panels[len(sets) :]:
         axes.set_visible(False)
     _maze_legend(panels[0], figure.legend, loc="outside lower center")
