@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.processes import say
+from vpo_lab.processes import print0
 from vpo_lab.tasks import each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, parse_answer, score
 from vpo_lab.tasks.tool_calls.words import MEANINGS, short_answer, title_of
@@ -109,7 +109,7 @@ def read_rows(file: str | os.PathLike, *, leave_out: bool = False) -> list[dict]
             f"({len(unsound)} such rows): write a think block, then calls in strict JSON or a response"
         )
     if unsound:
-        say(f"{len(unsound)} of {len(rows)} rows of {file.name} have a gold that cannot be parsed: left out")
+        print0(f"{len(unsound)} of {len(rows)} rows of {file.name} have a gold that cannot be parsed: left out")
     return [row for number, row in enumerate(rows) if number not in set(unsound)]
 
 
