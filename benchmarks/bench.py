@@ -28,6 +28,7 @@ from unittest.mock import patch
 import numpy as np
 
 from vpo_lab.methods import METHODS
+from vpo_lab.runs import Run
 from vpo_lab.tasks import get_task
 from vpo_lab.tasks.tool_calls.reward import score
 from vpo_lab.weights import dirichlet_weights, set_reward
@@ -224,9 +225,7 @@ def constant_reward(completions, **_) -> list[float]:
     return [0.0] * len(completions)
 
 
-def training_in_turns(
-    profile, method: str, run_dir: Path, *, name: str, ours_first: bool
-) -> tuple[list[Step], list[Step]]:
+def training_in_turns(profile, method: str, run: Run, *, name: str, ours_first: bool) -> tuple[list[Step], list[Step]]:
     """(steps of `train_rl` as the stage `name`, steps of TRL's own trainer), a few of each in turn.
 
     The bare GRPOTrainer has the same arguments, prompts and policy, a constant reward, and nothing of ours.
@@ -239,10 +238,10 @@ def training_in_turns(
 
     built = []
     with patch.object(training, "run_stage", lambda *arguments: built.append(arguments)):
-        training.train_rl(profile, method, run_dir, seed=0, name=name)  # up to the trainer: it trains below
+        training.train_rl(profile, method, run, seed=0, name=name)  # up to the trainer: it trains below
     [(ours, *rest)] = built
     arguments = copy.copy(ours.args)
-    arguments.output_dir = str(run_dir / f"{name}-bare")
+    arguments.output_dir = str(run / f"{name}-bare")
     bare = GRPOTrainer(
         # The same object: one policy for both, and nothing depends on where its weights lie in memory.
         model=ours.model,
@@ -271,27 +270,27 @@ def bench_training_step() -> list[Row]:
     """A tiny training step beside that of a bare trl.GRPOTrainer, and the share of it that the reward takes."""
     # Heavy, and only needed here.
     from vpo_lab.config import get_profile
-    from vpo_lab.runs import read_log
     from vpo_lab.train.prompts import rollouts_per_prompt
     from vpo_lab.train.sft import train_sft
 
     profile = get_profile("tiny", {"sft.steps": 150, **FROZEN})
     rl, rows = profile.rl, []
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        train_sft(profile, Path(folder), seed=0)
+        run = Run(Path(folder))
+        train_sft(profile, run, seed=0)
         for method in profile.methods:
             speeds, cpu, wall, log = ([], []), [], [], []
             # Twice, with either side as the first to start: runs differ by a percent or two as a whole.
             for ours_first in (True, False):
                 name = f"{method}-{ours_first}"
-                sides = training_in_turns(profile, method, Path(folder), name=name, ours_first=ours_first)
+                sides = training_in_turns(profile, method, run, name=name, ours_first=ours_first)
                 cpu.append(ratios(*([step.cpu_seconds for step in steps] for steps in sides)))
                 wall.append(ratios(*([step.seconds for step in steps] for steps in sides)))
-                log += read_log(Path(folder) / name)[UNCOUNTED:]
+                log += run.log(name)[UNCOUNTED:]
                 for speed, steps in zip(speeds, sides, strict=True):
                     speed += [step.tokens / step.seconds for step in steps[UNCOUNTED:]]
             ours, bare = map(statistics.median, speeds)
-            cpu_runs, wall_runs = ([statistics.median(run) for run in runs] for runs in (cpu, wall))
+            cpu_runs, wall_runs = ([statistics.median(part) for part in parts] for parts in (cpu, wall))
             blocks = sorted(cpu[0] + cpu[1])
             share = statistics.median(entry["reward_seconds"] / entry["step_time"] for entry in log)
             seconds = statistics.median(entry["step_time"] for entry in log)

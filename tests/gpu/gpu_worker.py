@@ -29,7 +29,7 @@ from gpu_model import (
 from gpu_watch import Watch, watched
 
 from vpo_lab.files import write_json
-from vpo_lab.runs import EVAL_LOG, POLICY, read_log
+from vpo_lab.runs import POLICY, Run
 from vpo_lab.tasks import get_task
 from vpo_lab.train import rl as training
 from vpo_lab.train.gpu import set_adapter
@@ -68,7 +68,7 @@ def build(spec: dict, report: dict) -> None:
 
 def stages(spec: dict, report: dict) -> None:
     """SFT, GRPO and VPO with both kinds of credit, one after another in this process."""
-    run = Path(spec["folder"])
+    run = Run(Path(spec["folder"]))
     for stage, method, changes in (
         ("sft", "", {}),
         ("grpo", "grpo", {}),
@@ -84,8 +84,8 @@ def stages(spec: dict, report: dict) -> None:
             else:
                 training.train_sft(profile, run, seed=0)
         seen = {"steps": watch.steps, "memory": memory.peaks(), "before": before, "after": memory_now(spec["before"])}
-        seen["probe"], seen["log"] = watch.probed, read_log(run / stage)
-        seen["looks"] = read_log(run / stage, EVAL_LOG) if method else []
+        seen["probe"], seen["log"] = watch.probed, run.log(stage)
+        seen["looks"] = run.stage(stage).eval_log() if method else []
         seen["moved"] = moved(run / stage / POLICY, run / "sft" / POLICY if method else None)
         seen["differs_when_loaded"] = differs_when_loaded(profile, run / stage / POLICY)
         report[stage] = seen
@@ -94,16 +94,16 @@ def stages(spec: dict, report: dict) -> None:
 
 def longest(spec: dict, report: dict) -> None:
     """One step of VPO with the longest prompts and answers."""
-    run, watch = Path(spec["folder"]), Watch()
+    run, watch = Run(Path(spec["folder"])), Watch()
     start_from(spec, run, ADAPTERS[0])
     with watched(watch), MemoryWatch(spec["before"]) as memory:
         training.train_rl(profile_of(spec), "vpo", run, seed=0, name="longest")
-    report["longest"] = {"steps": watch.steps, "memory": memory.peaks(), "log": read_log(run / "longest")}
+    report["longest"] = {"steps": watch.steps, "memory": memory.peaks(), "log": run.log("longest")}
 
 
 def sampling(spec: dict, report: dict) -> None:
     """Rollouts of TRL with adapter one, then, after a step, with adapter two; last, samples as for an evaluation."""
-    run, root, watch = Path(spec["folder"]), Path(spec["root"]), Watch(keep=True)
+    run, root, watch = Run(Path(spec["folder"])), Path(spec["root"]), Watch(keep=True)
     start_from(spec, run, ADAPTERS[0])
     profile = profile_of(spec)
     # The step in which a policy changes as much as it ever could.

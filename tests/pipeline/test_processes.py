@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from vpo_lab.config import get_profile
 from vpo_lab.files import read_json
-from vpo_lab.runs import STOPPED, read_log
+from vpo_lab.runs import STOPPED, Run, read_log
 from vpo_lab.tasks import get_task
 from vpo_lab.train.prompts import method_of
 from vpo_lab.train.rollouts import VectorReward
@@ -41,7 +41,7 @@ def launch(out: Path, run: Path, *arguments: str, processes: int = 2) -> subproc
 def start(tmp_path_factory) -> Path:
     """A run folder with the warmup that all runs here start from."""
     run = tmp_path_factory.mktemp("start")
-    train_sft(get_profile("smoke", {"sft.steps": 40}), run, seed=0)
+    train_sft(get_profile("smoke", {"sft.steps": 40}), Run(run), seed=0)
     return run
 
 

@@ -11,7 +11,7 @@ from small_qwen3 import build_model, copy_rows
 from toolrl_rows import write_parquet
 
 from vpo_lab.config import Profile, get_profile
-from vpo_lab.runs import read_log
+from vpo_lab.runs import Run, read_log
 from vpo_lab.search.pool import evaluate
 from vpo_lab.search.summary import summarize
 from vpo_lab.tasks import get_task
@@ -115,9 +115,9 @@ def rehearsal(profile, tmp_path_factory) -> Rehearsal:
         patch.setattr(training, "load_policy", remembered)
         patch.setattr(rollouts, "score_rollouts", with_pay_for_letters)
         patch.setattr(training, "VectorReward", PaysWithoutAnEnd)
-        train_sft(profile, run.folder, seed=0)
+        train_sft(profile, Run(run.folder), seed=0)
         for method in METHODS:
-            train_rl(profile, method, run.folder, seed=0)
+            train_rl(profile, method, Run(run.folder), seed=0)
     return run
 
 
@@ -178,12 +178,12 @@ def test_rollouts_come_in_the_sizes_of_the_full_profile(rehearsal):
 def test_pools_have_the_right_shape_and_a_summary(rehearsal):
     shapes = {"sft": (2, 6, 1, 4), "sft_chain": (2, 2, 3, 4), "grpo": (2, 6, 1, 4), "vpo": (2, 2, 3, 4)}
     for name, shape in shapes.items():
-        pool = evaluate(rehearsal.profile, name, rehearsal.folder, seed=0)
+        pool = evaluate(rehearsal.profile, name, Run(rehearsal.folder), seed=0)
         assert pool.rewards_NCMD.shape == shape and pool.tokens_NC.shape == shape[:2]
         assert pool.task == "toolrl" and pool.objectives == TASK.objectives
         assert (pool.tokens_NC <= 64 * shape[2]).all() and (pool.tokens_NC > 0).all()
         assert [len(answer) for row in pool.answers for answer in row] == [shape[2]] * (2 * shape[1])
-    summary = summarize(rehearsal.profile, rehearsal.folder, seed=0)
+    summary = summarize(rehearsal.profile, Run(rehearsal.folder), seed=0)
     assert set(summary["methods"]) == set(shapes) and summary["ceiling"] is None
 
 
@@ -194,9 +194,9 @@ def test_nothing_is_sent_or_fetched(rehearsal, network):
 def test_a_second_call_trains_nothing(rehearsal, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in rehearsal.folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(training, "load_policy", None)
-    train_sft(rehearsal.profile, rehearsal.folder, seed=0)
+    train_sft(rehearsal.profile, Run(rehearsal.folder), seed=0)
     for method in METHODS:
-        train_rl(rehearsal.profile, method, rehearsal.folder, seed=0)
+        train_rl(rehearsal.profile, method, Run(rehearsal.folder), seed=0)
     assert {path: path.stat().st_mtime_ns for path in rehearsal.folder.rglob("*") if path.is_file()} == files
 
 

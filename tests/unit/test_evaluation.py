@@ -14,8 +14,7 @@ from vpo_lab.course.results import find_results
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json
 from vpo_lab.metrics import expected_utility
-from vpo_lab.runs import pool_path
-from vpo_lab.search import summary as evaluation
+from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, evaluate, pool_names, sample_pool, sample_sets
 from vpo_lab.search.summary import at_k, describe, metrics_of, summarize
 from vpo_lab.tasks import get_task
@@ -49,8 +48,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(TinyTools, "ceiling", staticmethod(lambda k: {"best": k / 10, "pass": k / 20}))
     for seed, name in enumerate(pool_names(SMOKE)):
         m = 1 if name in ("sft", "grpo") else 3
-        make_pool(name, n=6, chains=6 // m, m=m, seed=seed).save(pool_path(tmp_path, name))
-    return tmp_path
+        make_pool(name, n=6, chains=6 // m, m=m, seed=seed).save(Run(tmp_path).pool(name))
+    return Run(tmp_path)
 
 
 # --- Pools ------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ def test_the_summary_holds_every_pool_and_is_written(run):
     assert (summary["profile"], summary["seed"], summary["requests"]) == ("smoke", 4, 6)
     assert summary["fingerprint"] == SMOKE.fingerprint()
     for name, described in summary["methods"].items():
-        pool = Pool.load(pool_path(run, name))
+        pool = Pool.load(run.pool(name))
         assert list(described["k"]) == ["1", "3", "6"]
         for k in (1, 3, 6):
             assert described["k"][str(k)]["best"][0] == pytest.approx(at_k(pool, "best", k).mean(), abs=1e-5)
@@ -271,8 +270,8 @@ def test_the_summary_holds_every_pool_and_is_written(run):
 
 
 def test_objectives_that_never_vary_have_no_correlation(run):
-    pool = Pool.load(pool_path(run, "sft"))
-    replace(pool, rewards_NCMD=np.zeros_like(pool.rewards_NCMD)).save(pool_path(run, "sft"))
+    pool = Pool.load(run.pool("sft"))
+    replace(pool, rewards_NCMD=np.zeros_like(pool.rewards_NCMD)).save(run.pool("sft"))
     assert summarize(SMOKE, run, seed=0)["objective_correlation"] is None
 
 
@@ -282,7 +281,7 @@ def test_without_vpo_there_are_no_pairs(run):
 
 
 def test_a_summary_needs_all_pools(run):
-    pool_path(run, "grpo").unlink()
+    run.pool("grpo").unlink()
     with pytest.raises(LabError, match=r"grpo\.json\.gz does not exist"):
         summarize(SMOKE, run, seed=0)
     assert not (run / "summary.json").exists()
@@ -305,24 +304,22 @@ def test_sets_have_as_many_answers_as_the_longest_chain():
 # --- Where results come from ------------------------------------------------------------------
 
 
-def test_own_results_come_first_then_saved_ones_then_an_error(run, tmp_path, monkeypatch):
-    repository = tmp_path / "repository"
-    monkeypatch.setattr(evaluation.vpo_lab, "__file__", str(repository / "vpo_lab" / "__init__.py"))
-    empty = tmp_path / "empty"
-    with pytest.raises(LabError, match=r"no candidate pools in .*none saved for profile 'smoke'"):
-        find_results(empty, SMOKE)
+def test_own_results_come_first_then_saved_ones_then_an_error(run, tmp_path):
+    empty, saved = Run(tmp_path / "empty"), Run(tmp_path / "results" / "smoke")
+    with pytest.raises(LabError, match="'smoke'"):
+        find_results(empty, SMOKE, tmp_path / "results")
     for name in pool_names(SMOKE):
-        Pool.load(pool_path(run, name)).save(pool_path(repository / "results" / "smoke", name))
-    assert find_results(empty, SMOKE) == repository / "results" / "smoke"
-    assert find_results(run, SMOKE) == run
-    pool_path(run, "vpo").unlink()  # an unfinished run does not count
-    assert find_results(run, SMOKE) == repository / "results" / "smoke"
+        Pool.load(run.pool(name)).save(saved.pool(name))
+    assert find_results(empty, SMOKE, tmp_path / "results") == saved
+    assert find_results(run, SMOKE, tmp_path / "results") == run
+    run.pool("vpo").unlink()  # an unfinished run does not count
+    assert find_results(run, SMOKE, tmp_path / "results") == saved
 
 
 def test_a_pool_that_is_there_is_not_sampled_again(run):
     pool = evaluate(SMOKE, "vpo", run, seed=0)  # there is no policy in this folder
-    assert pool.ids == Pool.load(pool_path(run, "vpo")).ids
-    pool_path(run, "vpo").unlink()
+    assert pool.ids == Pool.load(run.pool("vpo")).ids
+    run.pool("vpo").unlink()
     with pytest.raises(LabError, match="no policy in"):
         evaluate(SMOKE, "vpo", run, seed=0)
 
@@ -341,7 +338,7 @@ def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch,
         calls.append((prompts, options))
         return [join_chain([rows[0]["gold"]] * m)] * len(prompts), list(range(len(prompts)))
 
-    monkeypatch.setattr(evaluation, "sample", sample)
+    monkeypatch.setattr("vpo_lab.search.pool.sample", sample)
     pool = sample_pool(SMOKE, task, None, train_tokenizer([]), rows, "vpo", m, seed=5)
     assert pool.rewards_NCMD.shape == (3, chains, m, 4) and pool.m == m
     assert pool.tokens_NC.tolist() == np.arange(3 * chains).reshape(3, chains).tolist()

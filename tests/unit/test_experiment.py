@@ -10,7 +10,7 @@ from vpo_lab.course import experiment
 from vpo_lab.course.experiment import SEEDS, VARIANTS, WORLDS, Job, collect, finished, plan, run_experiment
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import crossed_bootstrap
-from vpo_lab.runs import pool_path
+from vpo_lab.runs import only_one_in
 from vpo_lab.search.pool import Pool
 
 
@@ -68,8 +68,8 @@ def test_the_crossed_bootstrap_covers_seeds_and_requests():
 
 def finish(job, rewards_by_pool, steps=20):
     """What a finished job leaves, with made-up rewards."""
-    stage = job.folder / job.variant
-    (stage / "policy").mkdir(parents=True)
+    stage = job.stage
+    stage.policy.mkdir(parents=True)
     entry = {name: 0.5 for name in experiment.PROFILED} | {"step_time": 0.6, "completions/mean_length": 10.0}
     (stage / "log.jsonl").write_text("".join(json.dumps({"step": i + 1, **entry}) + "\n" for i in range(steps)))
     for name, rewards_NCMD in rewards_by_pool.items():
@@ -78,7 +78,7 @@ def finish(job, rewards_by_pool, steps=20):
         objectives = ("format", "tool_name", "param_name", "param_value")
         ids = tuple(f"tiny_tools-test-{i}" for i in range(n))
         tokens_NC = np.full((n, c), 9 * m)
-        Pool(name, "tiny_tools", objectives, ids, answers, rewards_NCMD, tokens_NC).save(pool_path(job.folder, name))
+        Pool(name, "tiny_tools", objectives, ids, answers, rewards_NCMD, tokens_NC).save(job.folder.pool(name))
 
 
 def read(path):
@@ -92,7 +92,7 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     for job in jobs:
         shapes = {"sft": (4, 24, 1), "sft_chain": (4, 8, 3), "grpo": (4, 24, 1), "vpo": (4, 8, 3)}
         finish(job, {name: rng.random((*shapes[name.partition("@")[0]], 4)).round(3) for name in job.pools})
-    (jobs[0].folder / "gdpo").mkdir()  # begun, not done
+    jobs[0].folder.stage("gdpo").folder.mkdir()  # begun, not done
     (tmp_path / "runs" / "notes").mkdir()
     assert set(finished(tmp_path / "runs")) == set(jobs)
     paths = collect(finished(tmp_path / "runs"), tmp_path / "out")
@@ -107,7 +107,7 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     assert {r["minus"] for r in intervals if r["variant"] == "vpo@0.7"} == {"", "sft@0.7", "sft_chain@0.7", "grpo@0.7"}
     vpo = next(r for r in runs if (r["variant"], r["seed"]) == ("vpo", "0"))
     assert (vpo["m"], vpo["steps"], vpo["minutes"]) == ("3", "20", "0.2")
-    pool = Pool.load(pool_path(jobs[-1].folder, "vpo"))
+    pool = Pool.load(jobs[-1].folder.pool("vpo"))
     row = next(r for r in budgets if (r["variant"], r["seed"], r["k"]) == ("vpo", "1", "24"))
     assert float(row["best"]) == pytest.approx(pool.scalar_NCM.max(axis=(1, 2)).mean(), abs=1e-5)
     assert float(row["tokens"]) == 8 * 27
@@ -122,11 +122,27 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     )
 
 
-def test_a_folder_of_other_settings_is_refused(tmp_path):
+def test_a_folder_of_other_settings_is_refused_with_both_values(tmp_path):
+    job = Job(tmp_path, "tiny", "grpo", 0)
+    job.stage.folder.mkdir(parents=True)
+    for harmless in ("name", "rl.micro_rollouts"):
+        (job.stage / "settings.json").write_text(json.dumps({**job.settings, harmless: "other"}))
+        assert not job.is_done
+    (job.stage / "settings.json").write_text(json.dumps({**job.settings, "rl.alpha": 0.25}))
+    with pytest.raises(LabError, match=r"rl\.alpha 0\.25, now 1\.0") as caught:
+        job.run()
+    assert "delete" not in str(caught.value) and "--folder" in str(caught.value)
+
+
+def test_the_steps_of_others_are_no_matter_to_a_start(tmp_path):
+    start = Job(tmp_path, "tiny", "sft", 0).settings
+    assert [name for name in start if name.startswith("rl.")] == ["rl.candidates"] and start["sft.steps"] == 600
+
+
+def test_a_job_may_be_trained_while_its_own_lock_is_held(tmp_path):
+    """The stage is locked by the training, the job by its process: one must not take the other for somebody else."""
     job = Job(tmp_path, "tiny", "sft", 0)
-    (job.folder / "sft").mkdir(parents=True)
-    (job.folder / "sft" / "settings.json").write_text('{"method": "sft", "seed": 3}')
-    with pytest.raises(LabError, match="made with other settings"):
+    with only_one_in(job.stage.folder, "job.lock"), job.stage.lock(), pytest.raises(LabError, match="in use"):
         job.run()
 
 
@@ -138,7 +154,7 @@ def test_finished_jobs_are_not_run_again_and_a_broken_one_is_named(tmp_path, mon
 
     def launch(job):
         launched.append(job)
-        (job.folder / job.variant).mkdir(parents=True, exist_ok=True)
+        job.stage.folder.mkdir(parents=True, exist_ok=True)
         return experiment.subprocess.Popen([experiment.sys.executable, "-c", "raise SystemExit(3)"])
 
     monkeypatch.setattr(experiment, "_launch", launch)

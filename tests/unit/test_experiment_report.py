@@ -17,7 +17,6 @@ from vpo_lab.course.figures import save_figures
 from vpo_lab.course.results import experiment_tables, read_tables, update_results_page
 from vpo_lab.errors import LabError
 from vpo_lab.files import write_json
-from vpo_lab.runs import pool_path
 from vpo_lab.search.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -340,4 +339,4 @@ def save_pool(job: Job, name: str, m: int, rng) -> None:
         answers=[[[f"{i}" for i in range(m)] for _ in range(chains)]] * 2,
         rewards_NCMD=rng.integers(0, 2, size=(2, chains, m, 4)).astype(float),
         tokens_NC=np.full((2, chains), 9 * m),
-    ).save(pool_path(job.folder, name))
+    ).save(job.folder.pool(name))

@@ -9,6 +9,7 @@ import pytest
 
 from vpo_lab.chains import join_chain
 from vpo_lab.methods import get_method
+from vpo_lab.processes import SESSION, Session
 from vpo_lab.show import live
 from vpo_lab.show.live import LiveView, someone_looks
 from vpo_lab.tasks import get_task
@@ -37,9 +38,9 @@ def test_only_in_a_notebook_that_is_not_executed_headless(monkeypatch):
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert not someone_looks()
     monkeypatch.setitem(sys.modules, "ipykernel", object())
-    monkeypatch.delenv(live.HEADLESS, raising=False)
+    monkeypatch.delenv(SESSION, raising=False)
     assert someone_looks()
-    monkeypatch.setenv(live.HEADLESS, "1")
+    monkeypatch.setenv(SESSION, Session(headless=True).environment()[SESSION])
     assert not someone_looks()
 
 

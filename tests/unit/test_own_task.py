@@ -16,10 +16,11 @@ from vpo_lab.chains import join_chain, split_chain
 from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import objective_collinearity
-from vpo_lab.runs import pool_path, read_log
+from vpo_lab.processes import SESSION, Session
+from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, evaluate
 from vpo_lab.search.summary import METRICS, at_k, metrics_of, summarize
-from vpo_lab.tasks import TASK_FOLDER, each, get_task, score_chains
+from vpo_lab.tasks import each, get_task, score_chains
 from vpo_lab.tasks.check import check_task
 from vpo_lab.tasks.maze.world import MazeTask
 from vpo_lab.train.rl import train_stages
@@ -41,7 +42,7 @@ def score(answer, gold):
 def own_python_path(monkeypatch):
     """What a task adds to Python's path goes with the test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delenv(TASK_FOLDER, raising=False)
+    monkeypatch.delenv(SESSION, raising=False)
 
 
 # --- The template -----------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def run(outside) -> Path:
         patch.chdir(outside)
         patch.setattr(sys, "path", [*sys.path])
         train_stages("smoke", ["sft", "vpo_credit"], 0, outside / "run", OVERRIDES)
-    return outside / "run"
+    return Run(outside / "run")
 
 
 OVERRIDES = {
@@ -153,8 +154,8 @@ def test_every_spelling_finds_the_same_task(outside, spec, monkeypatch):
 
 
 def test_it_trains(run):
-    assert read_log(run / "sft")[-1]["step"] == 30
-    log = read_log(run / "vpo_credit")
+    assert run.log("sft")[-1]["step"] == 30
+    log = run.log("vpo_credit")
     assert [entry["step"] for entry in log] == [1, 2, 3]
     assert {f"objective/{name}" for name in TASK.objectives} <= set(log[0])
     assert max(entry["set_reward"] for entry in log) > 0  # or nothing was trained
@@ -167,7 +168,7 @@ def test_its_pools_load_again_and_find_their_task(outside, run, spec, monkeypatc
     monkeypatch.chdir(outside)
     suffix = f"@{spec.partition(':')[0]}"
     made = evaluate(get_profile("smoke", {**OVERRIDES, "task": spec}), "vpo_credit", run, 0, suffix=suffix)
-    pool = Pool.load(pool_path(run, f"vpo_credit{suffix}"))
+    pool = Pool.load(run.pool(f"vpo_credit{suffix}"))
     assert pool.task == made.task == spec and pool.rewards_NCMD.shape == (6, 2, 3, 3)
     assert metrics_of(pool) == METRICS and at_k(pool, "eum", 3).shape == (6,)
     rows = {row["id"]: row for row in get_task(pool.task).load(None, "test")}
@@ -191,7 +192,7 @@ def test_a_pool_is_read_without_its_task(outside, run, monkeypatch, tmp_path):
     profile = get_profile("smoke", OVERRIDES)
     evaluate(profile, "vpo_credit", run, 0)
     monkeypatch.chdir(tmp_path)
-    pool = Pool.load(pool_path(run, "vpo_credit"))
+    pool = Pool.load(run.pool("vpo_credit"))
     assert at_k(pool, "best", 3).shape == (6,)
     with pytest.raises(LabError, match=r"no task file kitchen\.py in "):
         metrics_of(pool)
@@ -210,7 +211,7 @@ def test_notebooks_look_in_the_folder_where_their_run_was_started(outside, tmp_p
     monkeypatch.delitem(sys.modules, "kitchen", raising=False)
     with pytest.raises(LabError, match="no module 'kitchen'"):
         get_task("kitchen:Lunch")
-    monkeypatch.setenv(TASK_FOLDER, str(outside))
+    monkeypatch.setenv(SESSION, Session(task_folder=str(outside)).environment()[SESSION])
     assert get_task("kitchen.py:Lunch").objectives == get_task("kitchen:Lunch").objectives == TASK.objectives
 
 

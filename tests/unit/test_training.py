@@ -1,6 +1,7 @@
 """training.py: what TRL is given reaches the loss unchanged, and a killed stage ends as if it had not been."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vpo_lab.chains import join_chain
 from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
 from vpo_lab.methods import METHODS, Method, answer_advantages
-from vpo_lab.runs import read_log
+from vpo_lab.runs import Run, read_log
 from vpo_lab.tasks import get_task
 from vpo_lab.train import policy, rollouts
 from vpo_lab.train import rl as training
@@ -63,13 +64,13 @@ def start(tmp_path_factory, tokenizer) -> Path:
     """An SFT policy that RL can start from: it has learned to end, and little else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy, "scratch_tokenizer", lambda profile, task: tokenizer)
-        return train_sft(small(sft__steps=20, sft__batch_rows=32), tmp_path_factory.mktemp("start"), seed=0)
+        return train_sft(small(sft__steps=20, sft__batch_rows=32), Run(tmp_path_factory.mktemp("start")), seed=0)
 
 
 @pytest.fixture
-def run(tmp_path, start) -> Path:
+def run(tmp_path, start) -> Run:
     shutil.copytree(start, tmp_path / "run" / "sft" / "policy")
-    return tmp_path / "run"
+    return Run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -385,7 +386,10 @@ def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m
     assert stop_at is None  # no --max-hours
     args = trainer.args
     assert (args.temperature, args.max_grad_norm, args.warmup_steps, args.save_steps) == (0.9, 0.3, 7, 5)
-    assert (args.max_steps, args.learning_rate, args.seed) == (11, 1e-3, 4) and (stage, steps) == (run / method, 11)
+    assert (args.max_steps, args.learning_rate, args.seed) == (11, 1e-3, 4) and (stage, steps) == (
+        run.stage(method),
+        11,
+    )
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 4 * group_size
     assert (args.per_device_train_batch_size, args.num_generations) == (4, group_size)
     assert args.max_completion_length == 20 * m
@@ -407,7 +411,7 @@ def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, t
         seen.append((inputs["input_ids"], inputs["labels"], inputs["attention_mask"]))
 
     spy(monkeypatch, SFTTrainer, "compute_loss", note)
-    train_sft(small(sft__steps=2), tmp_path, seed=0)
+    train_sft(small(sft__steps=2), Run(tmp_path), seed=0)
     assert len(seen) == 2
     asked = []
     for ids, labels, mask in (row for batch in seen for row in zip(*batch, strict=True)):
@@ -483,32 +487,17 @@ def test_without_a_gpu_the_full_profile_says_so(monkeypatch):
 
 
 def test_rl_before_sft_is_one_line(tmp_path):
-    with pytest.raises(LabError, match="run the stage that trains it first") as caught:
-        train_rl(small(), "vpo", tmp_path, seed=0)
-    assert "sft" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(LabError, match="sft") as caught:
+        train_rl(small(), "vpo", Run(tmp_path), seed=0)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_method_is_refused(tmp_path):
     with pytest.raises(LabError, match="unknown method 'ppo'"):
-        train_rl(small(), "ppo", tmp_path, seed=0)
+        train_rl(small(), "ppo", Run(tmp_path), seed=0)
 
 
 # --- Logs -------------------------------------------------------------------------------------
-
-
-def test_a_line_cut_by_a_kill_is_skipped(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3}\n{"st')
-    assert read_log(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 3}]
-    with pytest.raises(LabError, match="run the stage"):
-        read_log(tmp_path / "none")
-
-
-def test_steps_after_the_checkpoint_leave_the_log(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    stages._drop_log_after(tmp_path / "log.jsonl", 2)
-    assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]
-    stages._drop_log_after(tmp_path / "absent.jsonl", 2)
-    assert not (tmp_path / "absent.jsonl").exists()
 
 
 def test_the_log_holds_the_metrics_and_not_trls_view_of_the_reward(run, letters):
@@ -559,7 +548,7 @@ def cut_newest(checkpoints: Path) -> None:
 @pytest.mark.parametrize("rows, damage", [(64, False), (8, True)], ids=["first epoch", "second epoch, newest cut"])
 def test_a_killed_sft_ends_with_the_same_weights(tmp_path, monkeypatch, capsys, rows, damage):
     # 8 rows make a data set of 32 examples: four steps an epoch, a checkpoint every two steps.
-    profile, straight, resumed = small(sft__steps=9, sft__train_rows=rows), tmp_path / "a", tmp_path / "b"
+    profile, straight, resumed = small(sft__steps=9, sft__train_rows=rows), Run(tmp_path / "a"), Run(tmp_path / "b")
     train_sft(profile, straight, seed=0)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 7)
@@ -586,7 +575,7 @@ def test_a_killed_rl_stage_ends_with_the_same_weights(
     run, letters, monkeypatch, capsys, tmp_path, method, rows, micro, damage
 ):
     profile = small(rl__steps=6, rl__train_rows=rows, rl__micro_rollouts=micro)
-    straight = tmp_path / "straight"
+    straight = Run(tmp_path / "straight")
     shutil.copytree(run, straight)
     train_rl(profile, method, straight, seed=0)
     before, after = kept(run / "sft"), kept(straight / method)
@@ -613,6 +602,45 @@ def test_finished_stages_are_not_repeated(run, letters, monkeypatch):
     assert train_sft(small(), run, seed=0) == run / "sft" / "policy"
 
 
+def test_more_steps_end_as_if_asked_for_at_once(run, letters, tmp_path):
+    straight = Run(tmp_path / "straight")
+    shutil.copytree(run, straight)
+    few, many = (small(rl__steps=steps, rl__schedule="constant_with_warmup") for steps in (2, 5))
+    train_rl(many, "vpo", straight, seed=0)
+    train_rl(few, "vpo", run, seed=0)
+    run.stage("vpo").stop(2, 5, until=0.0)  # what `open_run` does where rl.steps has grown
+    train_rl(many, "vpo", run, seed=0)
+    assert_same_end(straight / "vpo", run / "vpo", 5)
+    assert run.stage("vpo").stopped is None
+
+
+@pytest.mark.parametrize("stage", ["sft", "vpo"])
+def test_killed_before_its_policy_stood_it_trains_no_step_too_many(tmp_path, run, letters, stage):
+    """8 rows: the data set of SFT has four steps an epoch, and the last step lies within one."""
+    profile, run = (
+        small(sft__steps=6, sft__train_rows=8, rl__steps=2),
+        Run(run.folder) if stage == "vpo" else Run(tmp_path),
+    )
+
+    def train() -> Path:
+        return train_sft(profile, run, seed=0) if stage == "sft" else train_rl(profile, stage, run, seed=0)
+
+    weights = (train() / "model.safetensors").read_bytes()
+    log = (run / stage / "log.jsonl").read_text()
+    shutil.rmtree(run.stage(stage).policy)
+    assert (train() / "model.safetensors").read_bytes() == weights
+    assert (run / stage / "log.jsonl").read_text() == log
+
+
+def test_a_stage_that_another_process_trains_is_refused(run, letters):
+    with run.stage("vpo").lock(), pytest.raises(LabError, match="in use"):
+        train_rl(small(rl__steps=1), "vpo", run, seed=0)
+    shutil.rmtree(run.stage("sft").policy)
+    with run.stage("sft").lock(), pytest.raises(LabError, match="in use"):
+        train_sft(small(), run, seed=0)
+    assert not (run / "vpo" / "log.jsonl").exists() and not (run / "sft" / "log.jsonl").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_disk_that_is_full_while_a_checkpoint_is_saved_is_one_line(run, letters):
     checkpoint = run / "vpo" / "checkpoints" / "checkpoint-2"
@@ -624,20 +652,42 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_saved_is_one_line(run, letter
     assert not (run / "vpo" / "policy").exists()
 
 
-def test_tracking_needs_a_key(run, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    profile = small(track=True)
-    assert training._common_arguments(profile, run, 0)["report_to"] == []
-    monkeypatch.setenv("WANDB_API_KEY", "a")
-    assert training._common_arguments(small(), run, 0)["report_to"] == []
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
-    assert training._common_arguments(profile, run, 0)["report_to"] == []  # wandb is not installed
-    monkeypatch.setattr(training, "find_spec", lambda name: object())
-    for name in ("WANDB_PROJECT", "WANDB_DIR"):
-        monkeypatch.setenv(name, "mine")
-    assert training._common_arguments(profile, run, 0)["report_to"] == ["wandb"]
-    assert training._common_arguments(profile, run / "vpo", 0)["run_name"] == "smoke-vpo-seed0"
+# --- Weights & Biases -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """The real package, with no variable that could let it reach anything."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return pytest.importorskip("wandb")
+
+
+@pytest.mark.parametrize(
+    "environment, tracks",
+    [
+        ({}, False),
+        ({"WANDB_API_KEY": "a"}, True),
+        ({"WANDB_MODE": "offline"}, True),
+        ({"WANDB_API_KEY": "a", "WANDB_MODE": "disabled"}, False),
+        ({"WANDB_API_KEY": "a", "WANDB_DISABLED": "true"}, False),
+    ],
+)
+def test_tracking_needs_a_key_and_can_be_turned_off(run, wandb, monkeypatch, environment, tracks):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    reported = stages._common_arguments(small(track=True), run.stage("vpo"), 0)
+    assert reported["report_to"] == ["wandb"] * tracks and reported["run_name"] == "smoke-vpo-seed0"
+    assert stages._common_arguments(small(), run.stage("vpo"), 0)["report_to"] == []
+
+
+def test_a_tracker_that_fails_does_not_end_the_training(run, letters, wandb, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "too short to be one")
+    train_rl(small(rl__steps=2, track=True), "grpo", run, seed=0)
+    assert [entry["step"] for entry in run.log("grpo")] == [1, 2] and run.stage("grpo").has_policy()
+    assert [line for line in capsys.readouterr().out.splitlines() if "W&B" in line]
 
 
 def test_the_manifest_of_a_policy_names_its_shape(run, letters):

@@ -23,9 +23,13 @@ from vpo_lab.tasks import get_task
 from vpo_lab.train.prompts import rollouts_per_prompt
 
 
-def find_results(run: Run, profile: Profile) -> Run:
-    """Return the run folder if it has all pools, else the results saved in the repository; LabError without both."""
-    for folder in (run, Run(Path(vpo_lab.__file__).resolve().parents[1] / "results" / profile.name)):
+def find_results(run: Run, profile: Profile, saved: Path | None = None) -> Run:
+    """Return the run folder if it has all pools, else the results in `saved` (None: the repository's results/).
+
+    LabError if there are none of either.
+    """
+    saved = saved or Path(vpo_lab.__file__).resolve().parents[1] / "results"
+    for folder in (run, Run(saved / profile.name)):
         if all(folder.pool(name).exists() for name in pool_names(profile)):
             return folder
     raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")
