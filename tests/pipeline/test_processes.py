@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,24 @@ def test_a_batch_that_cannot_be_shared_is_one_line(start, tmp_path):
     )
     assert done.returncode != 0
     assert "error: rl.rollouts: 32 rows cannot be split over 3 processes" in done.stderr
+
+
+def test_one_that_waits_for_others_says_for_whom_and_hears_ctrl_c(tmp_path):
+    """WORLD_SIZE of a job of two nodes, or a variable left in the shell."""
+    command = [sys.executable, "-m", "vpo_lab.cli", "train", "sft", "--profile=smoke", f"--run-dir={tmp_path / 'run'}"]
+    shell = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    process = subprocess.Popen(command, env={**os.environ, **shell}, stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        assert "0 of 2" in line and "127.0.0.1:29517" in line and "WORLD_SIZE" in line
+        for _ in range(60):  # the signal may come before the wait has begun
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=2)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        assert process.poll() not in (None, 0)
+    finally:
+        process.kill()
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,10 @@
 """policy.py: backends chosen, refused and loaded; Unsloth and vLLM by stand-ins that do what their source says."""
 
+import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -13,10 +16,10 @@ from trl import GRPOConfig
 
 from vpo_lab.config import get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.train import policy
+from vpo_lab.train import gpu as machine
 from vpo_lab.train.gpu import BACKENDS, check_backend, set_adapter, trl_arguments
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import window
+from vpo_lab.train.prompts import SLACK, window
 from vpo_lab.train.sampling import sample
 from vpo_lab.train.tiny_model import train_tokenizer
 
@@ -27,9 +30,9 @@ FULL = "qwen3-1.7b"
 def gpu(monkeypatch):
     """A machine that says it has a GPU and every package."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(policy, "find_spec", lambda name: object())
-    monkeypatch.setattr(policy, "_too_old_gpu", lambda: "")
-    monkeypatch.setattr(policy, "_check_server", lambda address: None)
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "_too_old_gpu", lambda: "")
+    monkeypatch.setattr(machine, "_check_server", lambda address: None)
 
 
 # --- Which backend ----------------------------------------------------------------------------
@@ -53,7 +56,7 @@ def test_every_backend_is_accepted_where_all_is_there(gpu, backend):
 )
 def test_what_is_missing_is_one_line(gpu, monkeypatch, overrides, broken, words):
     for name, value in broken.items():
-        monkeypatch.setattr(policy, name, value)
+        monkeypatch.setattr(machine, name, value)
     with pytest.raises(LabError, match=words) as caught:
         check_backend(get_profile(FULL, overrides))
     assert "\n" not in str(caught.value)
@@ -71,12 +74,39 @@ def test_what_is_missing_is_one_line(gpu, monkeypatch, overrides, broken, words)
 )
 def test_the_driver_is_asked_for_the_capability(monkeypatch, answer, expected):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer))
-    assert policy._too_old_gpu() == expected
+    assert machine._too_old_gpu() == expected
 
 
-def test_no_server_is_one_line(unused_port=1):
-    with pytest.raises(LabError, match=r"no vLLM server at http://127.0.0.1:1 .* start one with"):
-        policy._check_server(f"http://127.0.0.1:{unused_port}")
+def test_no_server_is_one_line():
+    with pytest.raises(LabError, match=r"127\.0\.0\.1:1"):
+        machine._check_server("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_asked_past_the_proxy(monkeypatch, host):
+    """TRL's client asks it too, by requests: that must not take the way through the proxy either."""
+    import requests
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9" if "no" not in name.lower() else "example.org")
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://{host}:{server.server_port}"
+        machine._check_server(address)
+        assert requests.get(f"{address}/health", timeout=10).status_code == 200
+        assert "example.org" in os.environ["no_proxy"]
+    finally:
+        server.shutdown()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
 
 
 def test_trl_is_told_how_to_sample():
@@ -86,7 +116,7 @@ def test_trl_is_told_how_to_sample():
     profile = get_profile(FULL, {"policy.backend": "vllm", "policy.gpu_share": 0.4})
     beside = trl_arguments(profile, 3)
     assert beside["vllm_mode"] == "colocate" and beside["vllm_gpu_memory_utilization"] == 0.4
-    assert beside["vllm_max_model_length"] == window(profile, 3) == 4096 + 3 * 512 + policy.SLACK
+    assert beside["vllm_max_model_length"] == window(profile, 3) == 4096 + 3 * 512 + SLACK
     served = trl_arguments(profile.with_overrides({"policy.vllm_server": "http://a:8000"}), 3)
     assert served["vllm_mode"] == "server" and served["vllm_server_base_url"] == "http://a:8000"
     for arguments in (unsloth, beside, served):
@@ -130,8 +160,8 @@ def unsloth(gpu, monkeypatch):
     module = ModuleType("unsloth")
     module.FastLanguageModel = FastLanguageModel
     monkeypatch.setitem(sys.modules, "unsloth", module)
-    monkeypatch.setattr(policy, "_engine", {})
-    monkeypatch.setattr(policy, "_free_gpu", lambda: None)
+    monkeypatch.setattr(machine, "_engine", {})
+    monkeypatch.setattr("vpo_lab.train.policy._free_gpu", lambda: None)
     for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION", "VLLM_NO_USAGE_STATS"):
         monkeypatch.delenv(name, raising=False)
     for name in ("CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "UNSLOTH_VLLM_STANDBY"):
@@ -168,7 +198,7 @@ def test_unsloth_gets_the_settings_of_the_profile(unsloth):
     load_policy(get_profile(FULL, {"policy.gpu_share": 0.4}), None, None, seed=0)
     (arguments,) = unsloth
     assert arguments["gpu_memory_utilization"] == 0.4 and arguments["max_lora_rank"] == 32
-    assert arguments["max_seq_length"] == 4096 + 3 * 512 + policy.SLACK
+    assert arguments["max_seq_length"] == 4096 + 3 * 512 + SLACK
     assert arguments["fast_inference"] and arguments["load_in_4bit"] is False
     assert arguments["dtype"] is torch.bfloat16
 

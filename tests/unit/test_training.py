@@ -16,7 +16,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.methods import METHODS, Method, answer_advantages
 from vpo_lab.runs import Run, read_log
 from vpo_lab.tasks import get_task
-from vpo_lab.train import policy, rollouts
+from vpo_lab.train import policy, rollouts, sft
 from vpo_lab.train import rl as training
 from vpo_lab.train import stage as stages
 from vpo_lab.train.policy import load_policy
@@ -430,7 +430,7 @@ def test_sft_learns_the_answer_and_its_end_and_nothing_of_the_prompt(tmp_path, t
 
 def test_half_of_the_sft_rows_ask_for_a_chain_and_every_row_meets_both(tokenizer):
     profile = small(sft__steps=16)
-    data = training._sft_dataset(profile, tokenizer, TASK, profile.sft.steps, TASK.demonstrations, seed=0)
+    data = sft._sft_dataset(profile, tokenizer, TASK, profile.sft.steps, TASK.demonstrations, seed=0)
     texts = [tokenizer.decode(ids) for ids in data["input_ids"]]
     chains = ["3 different answers" in text for text in texts]
     assert len(texts) == 128 and sum(chains) == 64
