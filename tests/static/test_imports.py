@@ -89,9 +89,9 @@ MACHINE_PATH = re.compile(r"(?<![\w.~])/" + r"(?:work|root)/")
 def test_no_file_names_a_path_of_one_machine():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: git tells which files belong to the project")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "-z", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
+    listed = subprocess.run(["git", "ls-files", "-co", "-z", "--exclude-standard"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip(f"git does not list the files: {listed.stderr.decode(errors='replace').strip()[:200]}")
     found = []
     for name in listed.stdout.decode().split("\0"):
         path = ROOT / name
