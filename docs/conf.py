@@ -4,15 +4,17 @@ The source folder is the repository, so that the links between its files are lin
 """
 
 import os
-from pathlib import PurePosixPath
+import sys
+from pathlib import Path, PurePosixPath
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.addnodes import download_reference
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the reference is that of this checkout
 project = "VPO Lab"
 html_title, html_theme = project, "furo"
-extensions = ["myst_nb", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "notebooks/*.ipynb", "figures/README.md", "results/*.md", "results/*.ipynb"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}

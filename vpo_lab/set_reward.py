@@ -25,18 +25,22 @@ from vpo_lab.weights import dirichlet_weights
 class SetReward:
     """Score a rollout of several answers by several reward functions: the set reward of VPO.
 
-    functions: one or more callables with TRL's signature, `f(prompts, completions, **columns)`, sync or
-        async. Each returns one number (or None for "does not apply") per completion, best in [0, 1]. A
-        function meets single answers, as many times `candidates` as there are rollouts.
-    candidates: M, the answers that a rollout holds. With 1 the reward is the plain mean: GRPO.
-    alpha, draws: K = `draws` preference weights from a symmetric Dirichlet(alpha), fixed, so that every
-        process and every engine compares rollouts under the same weights.
-    reward_weights: a scale per objective, 1 by default.
-    floor: what a rollout without an answer earns on each objective. Keep it at or below the least reward.
-    tail: with M > 1, a rollout is void that goes on for more than this many characters after its last
-        answer, and a last answer that is not closed does not count. None switches both rules off.
+    Args:
+        functions: one or more callables with TRL's signature, `f(prompts, completions, **columns)`, sync or
+            async. Each returns one number (or None for "does not apply") per completion, best in [0, 1]. A
+            function meets single answers, as many times `candidates` as there are rollouts.
+        candidates: M, the answers that a rollout holds. With 1 the reward is the plain mean: GRPO.
+        alpha, draws: K = `draws` preference weights from a symmetric Dirichlet(alpha), fixed, so that every
+            process and every engine compares rollouts under the same weights.
+        reward_weights: a scale per objective, 1 by default.
+        floor: what a rollout without an answer earns on each objective. Keep it at or below the least reward.
+        tail: with M > 1, a rollout is void that goes on for more than this many characters after its last
+            answer, and a last answer that is not closed does not count. None switches both rules off.
 
-    The object is picklable if the functions are. Raises LabError, naming the argument or the function.
+    Raises:
+        LabError: naming the argument or the function.
+
+    The object is picklable if the functions are.
     """
 
     def __init__(

@@ -74,7 +74,6 @@ def test_the_profiles_fit_what_vllm_allows():
     [
         ("vllm_mode", "trl.generation.vllm_generation"),
         ("vllm_importance_sampling_mode", "trl.trainer.grpo_trainer"),
-        ("scale_rewards", "trl.trainer.grpo_trainer"),
         ("loss_type", "trl.trainer.grpo_trainer"),
     ],
 )
@@ -105,14 +104,19 @@ def unsloth_takes() -> set[str]:
 # --- TRL as we extend it, and as Unsloth edits it ------------------------------------------------
 
 
-def test_private_methods_that_we_replace_are_there():
+def test_methods_that_we_replace_are_there_and_take_the_same():
     from trl import GRPOTrainer
 
-    methods = [n for n in NODES if isinstance(n, ast.FunctionDef) and f"super().{n.name}(" in ast.unparse(n)]
-    ours = {method.name: [argument.arg for argument in method.args.args] for method in methods}
-    assert {"_generate_and_score_completions", "compute_loss"} <= set(ours)
-    for name in set(ours) - {"__init__"}:
-        assert ours[name] == list(inspect.signature(getattr(GRPOTrainer, name)).parameters), name
+    classes = [n for n in NODES if isinstance(n, ast.ClassDef) and n.name in ("VPOMixin", "Trainer")]
+    methods = [n for node in classes for n in node.body if isinstance(n, ast.FunctionDef) and n.name != "__init__"]
+    replaced = [method for method in methods if hasattr(GRPOTrainer, method.name)]
+    assert {"_calculate_rewards", "_generate_and_score_completions", "_log_completion_extra", "compute_loss",
+            "prediction_step"} == {method.name for method in replaced}  # fmt: skip
+    for method in replaced:
+        theirs = list(inspect.signature(getattr(GRPOTrainer, method.name)).parameters)
+        assert len(theirs) == len(method.args.args), method.name
+        if method.name in ("compute_loss", "prediction_step"):  # these transformers may call by keyword
+            assert theirs == [argument.arg for argument in method.args.args]
 
 
 def test_what_our_trainer_reads_of_a_batch_is_in_it():

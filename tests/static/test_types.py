@@ -16,10 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / "build" / "wheels" / "unpacked"
 CODE = sorted((ROOT / "vpo_lab" / "train").glob("*.py"))
 RULES = ("reportCallIssue", "reportAttributeAccessIssue", "reportMissingImports", "reportIncompatibleMethodOverride")
-# One name of each kind: of a trainer's arguments, of arguments that another function gathers, of Unsloth, of vLLM,
-# of a LoRA, of what vLLM returns, of a method that stands in the place of TRL's.
+# One name of each kind: of a trainer's arguments, of arguments that another function gathers, of a method of
+# TRL, of Unsloth, of vLLM, of a LoRA, of what vLLM returns.
 RENAMED = {
-    "rl.py": ["num_generations=", "max_steps="],
+    "rl.py": ["num_generations=", "weight_draws="],
+    "trl.py": ["super()._calculate_rewards(", "super()._log_completion_extra("],
+    "trainer.py": [".process_index"],
     "sft.py": ["packing=", "processing_class="],
     "stage.py": ["ddp_timeout=", "gradient_accumulation_steps="],
     "gpu.py": ["vllm_mode=", "vllm_importance_sampling_clip_max=", "max_lora_rank=", "random_state="],
@@ -52,7 +54,7 @@ def found(tmp_path_factory) -> dict[Path, list[str]]:
         copies.append(folder / f"{file[:-3]}_{number}.py")
         text = (ROOT / "vpo_lab" / "train" / file).read_text(encoding="utf-8")
         assert text.count(name) >= 1, (file, name)
-        copies[-1].write_text(text.replace(name, re.sub(r"(\w+)", r"renamed_\1", name), 1), encoding="utf-8")
+        copies[-1].write_text(text.replace(name, re.sub(r"(\w+\W*)$", r"renamed_\1", name), 1), encoding="utf-8")
     trl = [Path(path) for path in Path(trl.generation.__file__).parent.glob("vllm_*.py")]
     return complaints(folder, [*CODE, *copies, *trl], stubPath=str(ROOT / "typings"))
 

@@ -16,6 +16,7 @@ import inspect
 import sys
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -38,6 +39,12 @@ from vpo_lab.set_reward import (
 )
 from vpo_lab.weights import dirichlet_weights
 
+if TYPE_CHECKING:  # what a type checker sees; `__getattr__` builds both on the classes that TRL has at that time
+    from trl import GRPOConfig
+    from trl import GRPOTrainer as Base
+else:
+    Base = object
+
 
 def _option(default, text: str):
     return field(default=default, metadata={"help": text})
@@ -56,7 +63,7 @@ class VPOOptions:
     ask: bool = _option(True, "Append the request for M answers to the prompts. False if they hold one already.")
 
 
-class VPOMixin:
+class VPOMixin(Base):
     """Train with VPO: the arguments of GRPOTrainer, with the objectives as `reward_funcs`.
 
     `args` is a VPOConfig, or a GRPOConfig. `candidates` and `method` may be given to the trainer, too; a `Method`
@@ -67,7 +74,7 @@ class VPOMixin:
 
     _tag_names = ("trl", "vpo")
     _name = "VPO"
-    _paper = {"title": "Vector Policy Optimization", "id": "2605.22817", "citation": ""}
+    _paper: ClassVar = {"title": "Vector Policy Optimization", "id": "2605.22817", "citation": ""}
 
     def __init__(
         self,
@@ -142,7 +149,8 @@ class VPOMixin:
         flags = torch.tensor(
             [[*present, is_cut] for (_, present), is_cut in zip(split, cut, strict=True)], device=device
         )
-        flags = self.accelerator.gather(flags).cpu().numpy()
+        gathered: torch.Tensor = self.accelerator.gather(flags)
+        flags = gathered.cpu().numpy()
         self.scored = scored = SimpleNamespace(
             rewards_BMD=rewards.double().cpu().numpy().reshape(len(flags), m, -1),
             present_BM=flags[:, :m],
@@ -245,6 +253,14 @@ class VPOMixin:
 
             inputs = {**inputs, "advantages": left_packed(inputs, _tokenizer(self).pad_token_id)}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+if TYPE_CHECKING:
+
+    @dataclass
+    class VPOConfig(VPOOptions, GRPOConfig): ...
+
+    class VPOTrainer(VPOMixin): ...
 
 
 def __getattr__(name: str):
@@ -378,7 +394,7 @@ def _asked(dataset, m: int):
         return dataset
     if isinstance(dataset, dict) and not hasattr(dataset, "map"):
         return {name: _asked(part, m) for name, part in dataset.items()}
-    return dataset.map(lambda row: {"prompt": ask(unask(row["prompt"], m), m)})
+    return dataset.map(lambda row: {"prompt": ask(unask(row["prompt"], m), m)})  # pyright: ignore
 
 
 def _tokenizer(trainer):
