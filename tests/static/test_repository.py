@@ -1,11 +1,14 @@
 """What agrees with what: README and results, figures. No torch, seconds."""
 
+import ast
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from vpo_lab.course.notebooks import small_table
 from vpo_lab.course.results import page_tables, read, update_page
 from vpo_lab.files import read_json
 
@@ -27,6 +30,22 @@ def test_the_two_pages_show_the_committed_results(tmp_path):
         assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
         marked += re.findall(r"<!-- table: (\w+)", page.read_text(encoding="utf-8"))
     assert sorted(marked) == sorted(texts)
+
+
+def test_the_report_shows_the_committed_results():
+    notebook = json.loads((ROOT / "results" / "report.ipynb").read_text(encoding="utf-8"))
+    shown: list = []
+    names = {"display": shown.append}
+    for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        body = ast.parse("".join(cell["source"])).body
+        last = ast.Expression(body.pop().value) if isinstance(body[-1], ast.Expr) else None
+        shown.clear()
+        exec(compile(ast.Module(body, []), cell["id"], "exec"), names)
+        value = eval(compile(last, cell["id"], "eval"), names) if last else None
+        tables = [small_table(table._repr_html_()) for table in [*shown, value] if table is not None]
+        committed = ["".join(output["data"]["text/html"]) for output in cell["outputs"] if "data" in output]
+        assert committed == tables, cell["id"]
+        assert len(cell["outputs"]) == max(1, len(tables))
 
 
 def test_no_notebook_is_written_between_marks():

@@ -383,7 +383,12 @@ def as_committed(executed, source):
                 data = output.get("data", {})
                 if png := data.get("image/png"):
                     data["image/png"] = b64encode(small_png(b64decode(png))).decode()
-                if "dataframe" in (table := data.get("text/html", "")):  # a line for each row, and no second copy
-                    data["text/html"] = re.sub(r"(?s)<style.*?</style>\n|\n\s*(?=<td|<th>|<th |</tr)", "", table)
+                if "dataframe" in data.get("text/html", ""):
+                    data["text/html"] = small_table(data["text/html"])
                     data.pop("text/plain", None)
     return source
+
+
+def small_table(html: str) -> str:
+    """Return a data frame's HTML without its style, a row on each line."""
+    return re.sub(r"(?s)<style.*?</style>\n|\n\s*(?=<td|<th>|<th |</tr)", "", html)
