@@ -66,7 +66,6 @@ def test_an_unknown_profile_lists_the_known():
         {"rl.weight_draws": 0},
         {"rl.alpha": 0.0},
         {"rl.alpha": float("nan")},
-        {"rl.sampler": "halton"},
         {"rl.group_size": 1},
         {"rl.rollouts": 14},
         {"rl.rollouts": 0},
@@ -172,7 +171,7 @@ def test_what_does_not_affect_results_is_not():
 def test_settings_of_an_older_version_are_compared_by_their_defaults():
     """It knew fewer fields, or kept only those that were not at their default, one section in another."""
     mine = get_profile("tiny", {"rl.alpha": 2.0}).settings()
-    sparse = {path: value for path, value in mine.items() if path not in ("rl.alpha", "rl.sampler", "data")}
+    sparse = {path: value for path, value in mine.items() if path not in ("rl.alpha", "rl.at_k", "data")}
     nested = {"rl": {path[3:]: sparse.pop(path) for path in list(sparse) if path.startswith("rl.")}}
     assert differences({**sparse, **nested}, mine) == {"rl.alpha": (1.0, 2.0)}
     assert differences({**mine, "rl.gone": 3}, mine) == {"rl.gone": (3, None)}
