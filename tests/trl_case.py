@@ -91,13 +91,6 @@ def rows(chat: bool = True, copies: int = 4):
     return Dataset.from_dict({"prompt": prompts, "target": [QUESTIONS[question] for question in questions]})
 
 
-def credit_per_answer():
-    """The method that gives an advantage to every answer."""
-    from vpo_lab.methods import METHODS
-
-    return METHODS["vpo_credit"] if "vpo_credit" in METHODS else METHODS["vpo"].with_options(credit="answer")
-
-
 # --- Rollouts from a script -----------------------------------------------------------------------
 
 
@@ -118,6 +111,7 @@ def scripted(trainer_class, texts, cut=lambda number: False):
         def __init__(self, *args, **kwargs):
             self.batches, self.said = [], 0
             super().__init__(*args, **kwargs)
+            self.generation_config.max_new_tokens = 1  # what it generates is thrown away
 
         def _generate_single_turn(self, *args, **kwargs):
             result = super()._generate_single_turn(*args, **kwargs)
