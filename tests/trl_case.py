@@ -43,7 +43,7 @@ def write_policy(folder, prompts, steps: int = 150):
         starts = [tokenizer(asked[i], add_special_tokens=False)["input_ids"] for i in rng.integers(len(asked), size=16)]
         ends = [tokenizer(random_chain(rng) + tokenizer.eos_token)["input_ids"] for _ in starts]
         batch = tokenizer.pad(
-            {"input_ids": [a + b for a, b in zip(starts, ends)]}, padding_side="right", return_tensors="pt"
+            {"input_ids": [a + b for a, b in zip(starts, ends, strict=True)]}, padding_side="right", return_tensors="pt"
         )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         for row, start in zip(labels, starts, strict=True):

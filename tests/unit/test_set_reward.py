@@ -46,7 +46,7 @@ def by_hand(rewards_MD, present_M, weights_KD, scale_D, floor) -> float:
     total = 0.0
     for w in weights_KD:
         shares = [w[d] / sum(w[e] for e in asked) for d in asked]
-        total += max(sum(s * scale_D[d] * r for s, d, r in zip(shares, asked, row)) for row in answers)
+        total += max(sum(s * scale_D[d] * r for s, d, r in zip(shares, asked, row, strict=True)) for row in answers)
     return total / len(weights_KD)
 
 
@@ -97,7 +97,7 @@ def test_weights_may_differ_from_rollout_to_rollout():
     together = set_reward_parts(rewards_BMD, present_BM, weights_BKD)
     alone = [set_reward_parts(rewards_BMD[[b]], present_BM[[b]], weights_BKD[b])[0] for b in range(3)]
     assert np.allclose(together, alone)
-    assert np.allclose(together.sum(axis=1), [set_reward(r, w) for r, w in zip(rewards_BMD, weights_BKD)])
+    assert np.allclose(together.sum(axis=1), [set_reward(r, w) for r, w in zip(rewards_BMD, weights_BKD, strict=True)])
 
 
 def test_one_answer_is_grpo_on_the_mean():
@@ -310,8 +310,15 @@ def returns(value):
 
 @pytest.mark.parametrize(
     "value",
-    [None, 1.0, "word", [0.5], lambda completions: [0.5] * (len(completions) + 1), lambda completions: ["x"] * 4]
-    + [lambda completions: [float("inf")] * len(completions)],
+    [
+        None,
+        1.0,
+        "word",
+        [0.5],
+        lambda completions: [0.5] * (len(completions) + 1),
+        lambda completions: ["x"] * len(completions),
+        lambda completions: [float("inf")] * len(completions),
+    ],
 )
 def test_a_function_that_returns_no_list_of_numbers_is_named(value):
     with pytest.raises(LabError, match="'broken'") as error:

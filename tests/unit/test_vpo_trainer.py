@@ -203,7 +203,7 @@ def test_one_answer_is_grpo(train):
         max_steps=1,
     )
     assert torch.allclose(ours.batches[0]["advantages"], theirs.batches[0]["advantages"], atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(ours.batches[0]["prompt_ids"], theirs.batches[0]["prompt_ids"]))
+    assert torch.equal(ours.batches[0]["prompt_ids"], theirs.batches[0]["prompt_ids"])
 
 
 def test_the_class_name_and_one_argument_make_a_grpo_script_vpo(train):
@@ -245,14 +245,13 @@ def test_an_advantage_per_answer_reaches_the_tokens_of_the_answer(train):
     for step, batch in enumerate(trainer.batches):
         scored, expected = batch["scored"], by_the_method(trainer, batch, step, method)
         assert batch["advantages"].shape == batch["completion_ids"].shape
-        for row_T, row_M, ids, completion in zip(
-            batch["advantages"], expected, scored.completion_ids, scored.completions
-        ):
+        kept = zip(batch["advantages"], expected, scored.completion_ids, scored.completions, strict=True)
+        for row_T, row_M, ids, completion in kept:
             assert not row_T[len(ids) :].any()
             answers = split_chain(text(completion), M)
             if all(answers):  # an answer that is missing is never over: the tokens behind it are its own
                 pieces = [tokenizer.decode(i).strip() for i in ids]
-                for answer, value in zip(answers, row_M):
+                for answer, value in zip(answers, row_M, strict=True):
                     last = [t for t, piece in enumerate(pieces) if piece == answer[-1]]
                     if len(last) == 1:
                         assert row_T[last[0]] == pytest.approx(value, abs=1e-6)

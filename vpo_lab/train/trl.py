@@ -15,7 +15,7 @@ import functools
 import inspect
 import sys
 from dataclasses import dataclass, field, fields
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class VPOMixin:
 
     _tag_names = ("trl", "vpo")
     _name = "VPO"
-    _paper = {"title": "Vector Policy Optimization", "id": "2605.22817", "citation": ""}
+    _paper = MappingProxyType({"title": "Vector Policy Optimization", "id": "2605.22817", "citation": ""})
 
     def __init__(
         self,
@@ -229,9 +229,8 @@ class VPOMixin:
     def _answer_of_tokens(self, ids: list[int], completion) -> np.ndarray:
         tokenizer = _tokenizer(self)
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        start = max(
-            0, text.rfind(text_of(completion))
-        )  # behind what a chat template splits off: thoughts, earlier turns
+        # The completion may be the end of the text: a chat template splits off thoughts and earlier turns.
+        start = max(0, text.rfind(text_of(completion)))
         return answer_of_tokens(tokenizer, ids, text, self.vpo.candidates, self._token_lengths, start)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
