@@ -43,7 +43,7 @@ def write_policy(folder, prompts, steps: int = 150):
         starts = [tokenizer(asked[i], add_special_tokens=False)["input_ids"] for i in rng.integers(len(asked), size=16)]
         ends = [tokenizer(random_chain(rng) + tokenizer.eos_token)["input_ids"] for _ in starts]
         batch = tokenizer.pad(
-            {"input_ids": [a + b for a, b in zip(starts, ends)]}, padding_side="right", return_tensors="pt"
+            {"input_ids": [a + b for a, b in zip(starts, ends, strict=True)]}, padding_side="right", return_tensors="pt"
         )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         for row, start in zip(labels, starts, strict=True):
@@ -91,13 +91,6 @@ def rows(chat: bool = True, copies: int = 4):
     return Dataset.from_dict({"prompt": prompts, "target": [QUESTIONS[question] for question in questions]})
 
 
-def credit_per_answer():
-    """The method that gives an advantage to every answer."""
-    from vpo_lab.methods import METHODS
-
-    return METHODS["vpo_credit"] if "vpo_credit" in METHODS else METHODS["vpo"].with_options(credit="answer")
-
-
 # --- Rollouts from a script -----------------------------------------------------------------------
 
 
@@ -118,6 +111,7 @@ def scripted(trainer_class, texts, cut=lambda number: False):
         def __init__(self, *args, **kwargs):
             self.batches, self.said = [], 0
             super().__init__(*args, **kwargs)
+            self.generation_config.max_new_tokens = 1  # what it generates is thrown away
 
         def _generate_single_turn(self, *args, **kwargs):
             result = super()._generate_single_turn(*args, **kwargs)

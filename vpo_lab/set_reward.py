@@ -19,7 +19,7 @@ import numpy as np
 
 from vpo_lab.chains import MANY_ANSWERS, split_chain, tail_of
 from vpo_lab.errors import LabError
-from vpo_lab.weights import dirichlet_weights
+from vpo_lab.weights import dirichlet_weights, restrict
 
 
 class SetReward:
@@ -68,7 +68,8 @@ class SetReward:
         self.scale_D = np.ones(d) if reward_weights is None else np.asarray(reward_weights, dtype=float)
         if self.scale_D.shape != (d,):
             raise LabError(f"SetReward: reward_weights needs {d} numbers, one per function, got {reward_weights!r:.60}")
-        self.weights_KD = shared_weights(draws, d, self.candidates, alpha, seed=0)
+        # Of a single answer, E[w.r] is the mean.
+        self.weights_KD = dirichlet_weights(draws, d, alpha=alpha if self.candidates > 1 else math.inf, seed=0)
         self._told: set[str] = set()
 
     def __call__(self, prompts=None, completions=(), **columns) -> list[float | None]:
@@ -161,25 +162,12 @@ def set_reward_parts(
     asked_BD = ~nan_BMD.all(axis=1)
     empty_B = ~np.asarray(present_BM).any(axis=1)
     filled_BMD = np.where(nan_BMD | empty_B[:, None, None], floor, rewards_BMD)
-    weights_BKD = np.asarray(weights_KD, dtype=float)
-    if not asked_BD.all():
-        weights_BKD = weights_BKD * asked_BD[:, None]
-        totals_BK1 = weights_BKD.sum(axis=-1, keepdims=True)
-        # A draw that lies wholly on what was not asked says nothing; the others count for it.
-        draws_B11 = np.maximum((totals_BK1 > 0).mean(axis=1, keepdims=True), 1e-12)
-        weights_BKD = weights_BKD / np.where(totals_BK1 > 0, totals_BK1, 1.0) / draws_B11
+    weights_BKD = restrict(np.asarray(weights_KD, dtype=float), asked_BD[:, None])
     utility_BMK = (filled_BMD * scale_D) @ np.swapaxes(weights_BKD, -1, -2)
     utility_BMK = np.where((present_BM | empty_B[:, None])[..., None], utility_BMK, -np.inf)
     wins_BMK = np.arange(rewards_BMD.shape[1])[:, None] == utility_BMK.argmax(axis=1)[:, None]
     share_BMD = wins_BMK @ weights_BKD / weights_BKD.shape[-2]
     return np.where(asked_BD, (share_BMD * filled_BMD).sum(axis=1), np.nan)
-
-
-def shared_weights(draws: int, d: int, candidates: int, alpha: float, seed) -> np.ndarray:
-    """Draw (K, D) preference weights. For single answers only their mean matters: one draw, all equal."""
-    if candidates == 1:
-        return np.full((1, d), 1 / d)
-    return dirichlet_weights(draws, d, alpha=alpha, seed=seed)
 
 
 # --- Prompts and completions: texts, or lists of messages -----------------------------------------

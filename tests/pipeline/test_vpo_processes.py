@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trl_case import G, credit_per_answer
+from trl_case import G
 
 from vpo_lab.methods import METHODS
 from vpo_lab.train.trl import method_rewards
@@ -32,15 +32,15 @@ def saw(tmp_path_factory):
 @pytest.mark.parametrize("credit", ["set", "answer"])
 def test_two_processes_compute_what_one_would(saw, credit):
     first, second = (of_process[credit] for of_process in saw)
-    method = credit_per_answer() if credit == "answer" else METHODS["vpo"]
+    method = METHODS["vpo_credit" if credit == "answer" else "vpo"]
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
     assert len(first["batches"]) == 2
     for step, (a, b) in enumerate(zip(first["batches"], second["batches"], strict=True)):
         scored, n = a["scored"], len(a["completion_ids"])
         assert np.array_equal(scored.rewards_BMD, b["scored"].rewards_BMD)
         assert len(scored.rewards_BMD) == 2 * n and n % G and scored.completions != b["scored"].completions
-        rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, G, 0.0)
-        expected = method.advantages(rewards_BMD, G, np.random.default_rng([7, step]))
+        rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, 0.0)
+        expected = method.advantages(rewards_BMD, G, np.random.default_rng([7, step]), scored.truncated_B)
         if credit == "set":
             got = np.concatenate([a["advantages"], b["advantages"]])
             assert got == pytest.approx(expected * np.sqrt((G - 1) / G), abs=5e-3)

@@ -11,31 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from trl_case import (
-    G,
-    arguments,
-    credit_per_answer,
-    has_a,
-    random_texts,
-    rows,
-    scripted,
-    short,
-    small_model,
-    small_tokenizer,
-)
+from trl_case import G, arguments, has_a, random_texts, rows, scripted, short, small_model, small_tokenizer
 
 from vpo_lab import VPOConfig, VPOTrainer
 
 folder = Path(sys.argv[1])
 rank, tokenizer = int(os.environ["RANK"]), small_tokenizer()
 saw = {}
-for credit, method in (("set", None), ("answer", credit_per_answer())):
+for credit, method in (("set", "vpo"), ("answer", "vpo_credit")):
     trainer = scripted(VPOTrainer, random_texts(rank))(
         model=small_model(tokenizer),
         reward_funcs=[has_a, short],
-        method=method,
         args=arguments(
-            VPOConfig, folder / "out", per_device_train_batch_size=G // 2 * 3
+            VPOConfig, folder / "out", method=method, per_device_train_batch_size=G // 2 * 3
         ),  # groups lie across processes
         train_dataset=rows(),
         processing_class=tokenizer,

@@ -15,7 +15,6 @@ from trl_case import (
     G,
     M,
     arguments,
-    credit_per_answer,
     digit,
     has_a,
     random_texts,
@@ -75,11 +74,11 @@ def logged(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-def earned(trainer, batch, floor=0.0):
-    """What the method reads of a batch: rewards (B, M, D), scaled."""
+def by_the_method(trainer, batch, step: int, method=METHODS["vpo"], floor=0.0) -> np.ndarray:
+    """The advantages of the method on what the batch earned, drawn as in step `step`."""
     scored = batch["scored"]
-    rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, G, floor)
-    return np.where(scored.truncated_B[:, None, None], floor, rewards_BMD) * trainer.reward_weights.numpy()
+    rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, floor) * trainer.reward_weights.numpy()
+    return method.advantages(rewards_BMD, G, np.random.default_rng([7, step]), scored.truncated_B)
 
 
 # --- The paper's VPO ------------------------------------------------------------------------------
@@ -90,8 +89,7 @@ def test_two_steps_with_the_advantages_of_the_method(train, chat):
     trainer = train([has_a, short], data=rows(chat), reward_weights=[1.0, 2.0])
     assert len(trainer.batches) == 2 and trainer.state.global_step == 2
     for step, batch in enumerate(trainer.batches):
-        rng = np.random.default_rng([7, step])
-        expected = METHODS["vpo"].advantages(earned(trainer, batch), G, rng) * FACTOR
+        expected = by_the_method(trainer, batch, step) * FACTOR
         assert np.abs(expected).max() > 0.5
         assert batch["advantages"].numpy() == pytest.approx(expected, abs=5e-3)  # TRL adds 1e-4 to the deviation
     after = trainer.model.state_dict()
@@ -104,12 +102,9 @@ def test_a_group_is_compared_by_what_it_was_asked(train):
     """`digit` does not apply to the second question: its group is that of the other two functions alone."""
     trainer = train([has_a, short, digit], max_steps=1, shuffle_dataset=False)
     (batch,) = trainer.batches
-    rewards_BMD = earned(trainer, batch)
+    rewards_BMD = batch["scored"].rewards_BMD
     assert np.isnan(rewards_BMD[G:, :, 2]).all() and not np.isnan(rewards_BMD[:G]).any()
-    alone = (
-        METHODS["vpo"].with_options(weight_draws=4096).advantages(rewards_BMD[G:, :, :2], G, np.random.default_rng(1))
-    )
-    assert batch["advantages"][G:].numpy() == pytest.approx(alone * FACTOR, abs=0.03)  # other draws
+    assert batch["advantages"].numpy() == pytest.approx(by_the_method(trainer, batch, 0) * FACTOR, abs=5e-3)
 
 
 def test_functions_read_the_plain_prompt_and_the_policy_the_request(train):
@@ -208,7 +203,7 @@ def test_one_answer_is_grpo(train):
         max_steps=1,
     )
     assert torch.allclose(ours.batches[0]["advantages"], theirs.batches[0]["advantages"], atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(ours.batches[0]["prompt_ids"], theirs.batches[0]["prompt_ids"]))
+    assert torch.equal(ours.batches[0]["prompt_ids"], theirs.batches[0]["prompt_ids"])
 
 
 def test_the_class_name_and_one_argument_make_a_grpo_script_vpo(train):
@@ -244,24 +239,19 @@ def test_a_reward_model_may_be_an_objective(train, tokenizer):
 
 
 def test_an_advantage_per_answer_reaches_the_tokens_of_the_answer(train):
-    method = credit_per_answer()
+    method = METHODS["vpo_credit"]
     trainer = train([has_a, short], keywords={"method": method}, cut=lambda number: number == 3)
     tokenizer, compared = trainer.processing_class, 0
     for step, batch in enumerate(trainer.batches):
-        scored = batch["scored"]
-        rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, G, 0.0)
-        expected = method.with_options(void_B=scored.truncated_B).advantages(
-            rewards_BMD, G, np.random.default_rng([7, step])
-        )
+        scored, expected = batch["scored"], by_the_method(trainer, batch, step, method)
         assert batch["advantages"].shape == batch["completion_ids"].shape
-        for row_T, row_M, ids, completion in zip(
-            batch["advantages"], expected, scored.completion_ids, scored.completions
-        ):
+        kept = zip(batch["advantages"], expected, scored.completion_ids, scored.completions, strict=True)
+        for row_T, row_M, ids, completion in kept:
             assert not row_T[len(ids) :].any()
             answers = split_chain(text(completion), M)
             if all(answers):  # an answer that is missing is never over: the tokens behind it are its own
                 pieces = [tokenizer.decode(i).strip() for i in ids]
-                for answer, value in zip(answers, row_M):
+                for answer, value in zip(answers, row_M, strict=True):
                     last = [t for t, piece in enumerate(pieces) if piece == answer[-1]]
                     if len(last) == 1:
                         assert row_T[last[0]] == pytest.approx(value, abs=1e-6)
@@ -277,8 +267,7 @@ def test_a_method_gives_its_own_advantages(train, name):
     candidates = M if method.multi_answer else 1
     trainer = train([has_a, short], texts=texts, candidates=candidates, keywords={"method": method})
     for step, batch in enumerate(trainer.batches):
-        expected = method.advantages(earned(trainer, batch), G, np.random.default_rng([7, step]))
-        assert batch["advantages"].numpy() == pytest.approx(expected, abs=1e-6)
+        assert batch["advantages"].numpy() == pytest.approx(by_the_method(trainer, batch, step, method), abs=1e-6)
 
 
 def test_a_method_may_be_named_in_the_config(train):
@@ -286,9 +275,7 @@ def test_a_method_may_be_named_in_the_config(train):
         [has_a, short], candidates=1, method="grpo", texts=itertools.cycle(["a1", "bb", "aaaa", "b"]), max_steps=1
     )
     (batch,) = trainer.batches
-    assert batch["advantages"].numpy() == pytest.approx(
-        METHODS["grpo"].advantages(earned(trainer, batch), G, None), abs=1e-6
-    )
+    assert batch["advantages"].numpy() == pytest.approx(by_the_method(trainer, batch, 0, METHODS["grpo"]), abs=1e-6)
 
 
 def test_thoughts_that_a_template_splits_off_hold_no_answers(tokenizer):

@@ -22,7 +22,7 @@ import numpy as np
 
 from vpo_lab.chains import answer_ends
 from vpo_lab.errors import LabError
-from vpo_lab.methods import Method, get_method
+from vpo_lab.methods import Batch, Method, get_method
 from vpo_lab.set_reward import (
     SetReward,
     ask,
@@ -37,7 +37,6 @@ from vpo_lab.set_reward import (
     unask,
     warn_of_silence,
 )
-from vpo_lab.weights import dirichlet_weights
 
 if TYPE_CHECKING:  # what a type checker sees; `__getattr__` builds both on the classes that TRL has at that time
     from trl import GRPOConfig
@@ -165,19 +164,18 @@ class VPOMixin(Base):
         for name, value in self.measure(scored).items():
             metrics[name].append(value)
         present_BM = scored.present_BM & ~scored.truncated_B[:, None]
-        weights = self._weights(*scored.rewards_BMD.shape)
-        parts_BD = set_reward_parts(scored.rewards_BMD, present_BM, weights, self._scale(), self.vpo.floor)
+        parts_BD = set_reward_parts(scored.rewards_BMD, present_BM, self._weights(), self._scale(), self.vpo.floor)
         return torch.tensor(parts_BD, dtype=torch.float32, device=device)
 
-    def _weights(self, rollouts: int, m: int, d: int) -> np.ndarray:
-        """K preference weights for every rollout, shared in its group: (B, K, D), as `METHODS["vpo"]` draws them."""
-        if m == 1:  # E[w.r] is the mean
-            return np.full((1, d), 1 / d)
-        size, draws = self._group_size(), self.vpo.weight_draws
-        if rollouts % size:  # the rest of an evaluation
-            size = rollouts
-        weights_CD = dirichlet_weights(rollouts // size * draws, d, alpha=self.vpo.alpha, seed=self._rng())
-        return np.repeat(weights_CD.reshape(-1, draws, d), size, axis=0)
+    def _weights(self) -> np.ndarray:
+        """K preference weights for every rollout, shared in its group as `METHODS["vpo"]` draws them: (B, K, D)."""
+        rewards_BMD, size = self.scored.rewards_BMD, self._group_size()
+        if self.vpo.candidates == 1:  # E[w.r] is the mean
+            return np.full((1, rewards_BMD.shape[2]), 1 / rewards_BMD.shape[2])
+        if len(rewards_BMD) % size:  # the rest of an evaluation
+            size = len(rewards_BMD)
+        weights_PKD = Batch(rewards_BMD, size).draw_weights(self.vpo.weight_draws, self.vpo.alpha, self._rng())
+        return np.repeat(weights_PKD, size, axis=0)
 
     def _rng(self) -> np.random.Generator:
         """From seed and step: every process, and a run that is resumed, draws the same."""
@@ -211,15 +209,12 @@ class VPOMixin(Base):
         from accelerate.utils import gather_object
 
         scored, method, size = self.scored, self.method, self._group_size()
-        rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, size, self.vpo.floor) * self._scale()
-        if "void_B" in method.option_names:
-            method = method.with_options(void_B=scored.truncated_B)
-        else:
-            rewards_BMD = np.where(scored.truncated_B[:, None, None], self.vpo.floor * self._scale(), rewards_BMD)
+        rewards_BMD = method_rewards(scored.rewards_BMD, scored.present_BM, self.vpo.floor) * self._scale()
+        goals_PD = None
         if method.states_goal:  # the rows state it: {objective: tenths}
             goals = gather_object([row["goal"] for row in scored.inputs])[::size]
-            method = method.with_options(goals_PD=np.array([[*goal.values()] for goal in goals]) / 10)
-        advantages = method.advantages(rewards_BMD, size, self._rng())
+            goals_PD = np.array([[*goal.values()] for goal in goals]) / 10
+        advantages = method.advantages(rewards_BMD, size, self._rng(), scored.truncated_B, goals_PD)
 
         ids_BT = batch["completion_ids"]
         first = self.accelerator.process_index * len(ids_BT)
@@ -242,9 +237,8 @@ class VPOMixin(Base):
     def _answer_of_tokens(self, ids: list[int], completion) -> np.ndarray:
         tokenizer = _tokenizer(self)
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        start = max(
-            0, text.rfind(text_of(completion))
-        )  # behind what a chat template splits off: thoughts, earlier turns
+        # The completion may be the end of the text: a chat template splits off thoughts and earlier turns.
+        start = max(0, text.rfind(text_of(completion)))
         return answer_of_tokens(tokenizer, ids, text, self.vpo.candidates, self._token_lengths, start)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -300,14 +294,9 @@ def _named(name: str, made: type) -> type:
     return made
 
 
-def method_rewards(rewards_BMD: np.ndarray, present_BM: np.ndarray, group_size: int, floor: float) -> np.ndarray:
-    """Return the rewards as a method reads them: NaN where no rollout of a group was asked, else `floor` for NaN.
-
-    A missing answer earns `floor`, too. (B, M, D) -> (B, M, D).
-    """
-    asked_PD = ~np.isnan(rewards_BMD.reshape(-1, group_size * rewards_BMD.shape[1], rewards_BMD.shape[2])).all(axis=1)
-    earned_BMD = np.where(present_BM[..., None] & ~np.isnan(rewards_BMD), rewards_BMD, floor)
-    return np.where(np.repeat(asked_PD, group_size, axis=0)[:, None], earned_BMD, np.nan)
+def method_rewards(rewards_BMD: np.ndarray, present_BM: np.ndarray, floor: float) -> np.ndarray:
+    """Return the rewards as a method reads them, (B, M, D): above `floor`, 0 for a missing answer, NaN as it is."""
+    return np.where(present_BM[..., None] | np.isnan(rewards_BMD), rewards_BMD - floor, 0.0)
 
 
 def answer_of_tokens(
