@@ -15,11 +15,13 @@ from vpo_lab.course import doctor
 BASE = ("numpy", "scipy", "moocore", "cffi", "_cffi_backend", "platformdirs", "pycparser", "vpo_lab")
 HIDE = f"""
 import sys
+from importlib.metadata import packages_distributions
+
+hidden = packages_distributions().keys() - {{*{BASE!r}, *sys.argv[1].split(",")}}
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top not in sys.stdlib_module_names and top not in {BASE!r} and top not in sys.argv[1].split(","):
+        if name.partition(".")[0] in hidden:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 if sys.argv[1] != "all":
@@ -47,9 +49,8 @@ def test_the_base_is_enough_for_the_method_and_for_the_set_reward(site):
     done = run(
         site,
         "import numpy, vpo_lab\n"
-        "from vpo_lab import SetReward\n"
-        "from vpo_lab.methods import METHODS\n"
-        "for method in METHODS.values():\n"
+        "from vpo_lab import METHODS, SetReward\n"
+        "for method in (METHODS['grpo'], METHODS['vpo']):\n"
         "    m = 3 if method.multi_answer else 1\n"
         "    advantages = method.advantages(numpy.random.rand(8, m, 2), 4, numpy.random.default_rng(0))\n"
         "    assert len(advantages) == 8\n"
@@ -69,13 +70,13 @@ def test_the_command_line_without_its_packages_says_what_to_install(site):
     assert "pip install 'vpo-lab[course]'" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["run"], ["figures"], ["train", "sft"], ["doctor"]])
+@pytest.mark.parametrize("command", [["run"], ["train", "sft"]])
 def test_a_command_without_its_package_is_one_line(site, command):
     done = run(site, CLI, "typer,click,typing_extensions,shellingham,annotated_doc", *command)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "figures", "explorer", "publish"])
+@pytest.mark.parametrize("command", ["run", "explorer"])
 def test_what_needs_a_clone_says_so_in_one_line(site, command):
     done = run(site, CLI, "all", command)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
