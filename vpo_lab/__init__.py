@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # The one door: name -> module. Looked up when it is asked for, since most modules need more than numpy.
 _DOOR = {
+    "METHODS": "vpo_lab.methods",
     "SetReward": "vpo_lab.set_reward",
     "VPOConfig": "vpo_lab.train.trl",
     "VPOTrainer": "vpo_lab.train.trl",
