@@ -36,7 +36,7 @@ from vpo_lab.weights import dirichlet_weights, set_reward
 REPEATS = 5
 ROLLOUTS, GROUP_SIZE = 1024, 8
 SIZES = [(m, d, k) for m in (3, 8) for d in (4, 16) for k in (128, 1024)]
-LIGHT_MODULES = ("advantages", "chains", "metrics", "profiles", "scalarization", "tasks")
+LIGHT_MODULES = ("chains", "config", "methods", "metrics", "set_reward", "tasks", "weights")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def card_here(name: str, total_bytes: int) -> Card:
 
 
 def planned_bytes(profile: Profile, shape: Shape, card: Card, total_bytes: int, micro: int) -> float:
-    """The peak that vpo_lab.plan foresees with this micro batch.
+    """The peak that plan.py foresees with this micro batch.
 
     Cards have a few percent more than their name says, and vLLM takes its share of all of it.
     """
@@ -40,7 +40,7 @@ def planned_bytes(profile: Profile, shape: Shape, card: Card, total_bytes: int, 
     policy, rl = profile.policy, profile.rl
     if uses_vllm(profile):
         cache = kv_room(profile, shape, card)
-    else:  # as vpo_lab.plan.plan counts what `generate` keeps
+    else:  # as plan.plan counts what `generate` keeps
         tokens = rl.rollouts * rl.candidates * (policy.max_prompt_tokens + policy.max_answer_tokens)
         cache = float(tokens * kv_bytes_per_token(shape, WIDTH[policy.dtype]))
     return peak(profile, memory(profile, shape, cache, micro))

@@ -17,6 +17,7 @@ from pathlib import Path
 from plan import SHAPES, Shape
 from small_qwen3 import chat_tokenizer, shape_config, trained_backend
 from toolrl_rows import write_parquet
+from untagged import PAID
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.tasks import get_task
@@ -46,6 +47,7 @@ def profile_here(model: Path, data: Path, backend: str, changes: dict | None = N
         "policy.backend": backend,
         "policy.model": str(model),
         "data": str(data),
+        "task": PAID,
         "sft.gold_steps": 2,
         "sft.steps": 2,
         "sft.train_rows": 8,

@@ -1,4 +1,4 @@
-"""What trainers do, seen from outside: times, lengths, rollouts; and a reward for random text, so that they learn."""
+"""What trainers do, seen from outside: times, lengths, rollouts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 from gpu_model import ADAPTERS
+from untagged import untagged
 
-from vpo_lab.train import rl as training
-from vpo_lab.train import rollouts
-from vpo_lab.train.rollouts import VectorReward
+from vpo_lab.train import rl, sft
 
 LOGGED = 16  # rollouts of a prompt whose log-probabilities are compared
 
@@ -158,52 +156,16 @@ def kept_rollouts(adapter: str, prompts: list, completions: list, logps: list | 
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """Trainers are watched, and random text earns something: else there would be nothing to learn."""
-    run_stage, score, of_tokens = training.run_stage, rollouts.score_rollouts, rollouts.answer_of_tokens
-    reward = training.VectorReward
+    """Trainers are watched, and what random weights write counts as answers."""
+    run_stage = rl.run_stage
 
     def watched_run_stage(trainer, *args, **kwargs):
         watch.attach(trainer)
         return run_stage(trainer, *args, **kwargs)
 
-    def paid_for_letters(task, completions, golds, m):
-        parts = [[text[j::m] for j in range(m)] for text in completions]
-        pay = [[[part.count(c) / max(len(part), 1) for c in "eat "] for part in row] for row in parts]
-        return np.clip(score(task, completions, golds, m) + pay, 0, 1)
-
-    def equal_parts(tokenizer, ids, text, m, known=None):
-        """Random text has no tags: to each answer as many tokens."""
-        return np.arange(len(ids)) * m // max(len(ids), 1)
-
-    class PaysWithoutAnEnd(VectorReward):
-        def __init__(self, task, method, m, group_size, seed, tokenizer):
-            super().__init__(task, method, m, group_size, seed, EveryTokenEnds(tokenizer))
-
-    training.run_stage, rollouts.score_rollouts = watched_run_stage, paid_for_letters
-    rollouts.answer_of_tokens, training.VectorReward = equal_parts, PaysWithoutAnEnd
+    rl.run_stage = sft.run_stage = watched_run_stage
     try:
-        yield
+        with untagged():
+            yield
     finally:
-        training.run_stage, rollouts.score_rollouts = run_stage, score
-        rollouts.answer_of_tokens, training.VectorReward = of_tokens, reward
-
-
-class EveryTokenEnds:
-    """A tokenizer for which every rollout has ended: random weights never write an end."""
-
-    class Anything:
-        def __eq__(self, other):
-            return True
-
-        def __ne__(self, other):
-            return False
-
-        __hash__ = None
-
-    eos_token_id = Anything()
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
+        rl.run_stage = sft.run_stage = run_stage

@@ -31,11 +31,12 @@ from gpu_watch import Watch, watched
 from vpo_lab.files import write_json
 from vpo_lab.runs import POLICY, Run
 from vpo_lab.tasks import get_task
-from vpo_lab.train import rl as training
 from vpo_lab.train.gpu import set_adapter
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import render_prompt
+from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sampling import sample
+from vpo_lab.train.sft import train_sft
 
 TASK = get_task("toolrl")
 
@@ -67,26 +68,20 @@ def build(spec: dict, report: dict) -> None:
 
 
 def stages(spec: dict, report: dict) -> None:
-    """SFT, GRPO and VPO with both kinds of credit, one after another in this process."""
-    run = Run(Path(spec["folder"]))
-    for stage, method, changes in (
-        ("sft", "", {}),
-        ("grpo", "grpo", {}),
-        ("vpo", "vpo", {"rl.credit": "set"}),
-        ("vpo_answer", "vpo", {"rl.credit": "answer"}),
-    ):
-        profile = profile_of(spec, changes)
-        watch = Watch(probe=stage == "vpo_answer")
+    """SFT, GRPO, VPO, and VPO with an advantage per answer, one after another in this process."""
+    run, profile = Run(Path(spec["folder"])), profile_of(spec)
+    for stage in ("sft", "grpo", "vpo", "vpo_credit"):
+        watch = Watch(probe=stage == "vpo_credit")
         before = memory_now(spec["before"])
         with watched(watch), MemoryWatch(spec["before"]) as memory:
-            if method:
-                training.train_rl(profile, method, run, seed=0, name=stage)
+            if stage == "sft":
+                train_sft(profile, run, seed=0)
             else:
-                training.train_sft(profile, run, seed=0)
+                train_rl(profile, stage, run, seed=0)
         seen = {"steps": watch.steps, "memory": memory.peaks(), "before": before, "after": memory_now(spec["before"])}
         seen["probe"], seen["log"] = watch.probed, run.log(stage)
-        seen["looks"] = run.stage(stage).eval_log() if method else []
-        seen["moved"] = moved(run / stage / POLICY, run / "sft" / POLICY if method else None)
+        seen["eval"] = [] if stage == "sft" else run.stage(stage).eval_log()
+        seen["moved"] = moved(run / stage / POLICY, None if stage == "sft" else run / "sft" / POLICY)
         seen["differs_when_loaded"] = differs_when_loaded(profile, run / stage / POLICY)
         report[stage] = seen
         save(spec, report)
@@ -97,7 +92,7 @@ def longest(spec: dict, report: dict) -> None:
     run, watch = Run(Path(spec["folder"])), Watch()
     start_from(spec, run, ADAPTERS[0])
     with watched(watch), MemoryWatch(spec["before"]) as memory:
-        training.train_rl(profile_of(spec), "vpo", run, seed=0, name="longest")
+        train_rl(profile_of(spec), "vpo", run, seed=0, name="longest")
     report["longest"] = {"steps": watch.steps, "memory": memory.peaks(), "log": run.log("longest")}
 
 
@@ -109,7 +104,7 @@ def sampling(spec: dict, report: dict) -> None:
     # The step in which a policy changes as much as it ever could.
     watch.after_step[1] = lambda trainer: set_adapter(trainer.model, root / "adapters" / ADAPTERS[1], seed=0)
     with watched(watch):
-        training.train_rl(profile, "grpo", run, seed=0)
+        train_rl(profile, "grpo", run, seed=0)
     report["rollouts"] = watch.kept
     save(spec, report)
     memory_now(None)
@@ -167,10 +162,8 @@ JOBS = {job.__name__: job for job in (build, stages, longest, sampling, exact)}
 # --- Odds and ends ----------------------------------------------------------------------------
 
 
-def profile_of(spec: dict, changes: dict | None = None):
-    return profile_here(
-        Path(spec["root"]) / "model", Path(spec["data"]), spec["backend"], {**spec["settings"], **(changes or {})}
-    )
+def profile_of(spec: dict):
+    return profile_here(Path(spec["root"]) / "model", Path(spec["data"]), spec["backend"], spec["settings"])
 
 
 def start_from(spec: dict, run: Path, adapter: str) -> None:

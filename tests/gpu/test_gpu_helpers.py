@@ -8,7 +8,7 @@ import torch
 from gpu_measures import ENTRY, MACHINE, add_entry, card_here, complaints, decode_bytes, entry_of, planned_bytes
 from gpu_model import FULL, build_tokenizer, profile_here
 from gpu_statistics import as_sampled, distance, limit, lumped, tail_share
-from gpu_watch import EveryTokenEnds, kept_rollouts, probe_advantages
+from gpu_watch import kept_rollouts, probe_advantages
 from plan import CARDS, plan, weights
 from toolrl_rows import ROWS
 
@@ -231,12 +231,6 @@ def test_first_tokens_are_kept_by_prompt():
     kept = kept_rollouts("one", [[1, 2], [1, 2], [3]], [[7, 8], [9, 9], [5]], [[-1.0, -2.0], [-3.0, -4.0], [-5.0]])
     assert kept["first"] == [[[1, 2], [7, 9]], [[3], [5]]]
     assert kept["logged"][0] == {"prompt": [1, 2], "completion": [7, 8], "logps": [-1.0, -2.0]}
-
-
-def test_every_token_ends_a_rollout_and_the_rest_is_the_tokenizers():
-    tokenizer = build_tokenizer(ROWS, 3000)
-    ends = EveryTokenEnds(tokenizer)
-    assert not 5 != ends.eos_token_id and ends.pad_token_id == tokenizer.pad_token_id
 
 
 def test_the_tokenizer_fills_the_vocabulary_and_writes_every_id():

@@ -11,10 +11,10 @@ from vpo_lab.tasks import get_task
 
 pytestmark = pytest.mark.gpu
 
-RL_STAGES = ("grpo", "vpo", "vpo_answer")
+RL_STAGES = ("grpo", "vpo", "vpo_credit")
 STAGES = ("sft", *RL_STAGES)
-OBJECTIVES = {f"objective/{name}" for name in get_task("toolrl").objectives}
-RL_LOG = {"reward_seconds", "unended_rollouts", "set_reward", "mean_reward", "best_of_rollout", "best_of_group"}
+OBJECTIVES = {f"objective/{name}/mean" for name in get_task("toolrl").objectives}
+RL_LOG = {"reward_seconds", "truncated", "set_reward", "mean_reward", "best_of_rollout", "best_of_group"}
 RL_LOG |= {"distinct_rollouts", "silent_groups", *OBJECTIVES}
 # What torch, CUDA graphs and NCCL may keep of a share of the card that vLLM has given back.
 KEPT_OF_SHARE = 0.1
@@ -40,9 +40,9 @@ def test_loss_and_gradient_are_finite_and_the_log_is_complete(lab, backend, stag
 
 
 @pytest.mark.parametrize("stage", RL_STAGES)
-def test_the_look_at_held_out_requests_is_logged(lab, backend, stage):
-    (look,) = lab.stage(backend, stage)["looks"]
-    assert look["step"] == 2 and look.keys() >= {"mean_reward", "best_of_rollout", "set_reward"}
+def test_the_evaluation_on_held_out_requests_is_logged(lab, backend, stage):
+    (entry,) = lab.stage(backend, stage)["eval"]
+    assert entry["step"] == 2 and entry.keys() >= {"mean_reward", "best_of_rollout", "set_reward"}
 
 
 def test_the_adapter_moved_and_is_finite(lab, backend, stage):
@@ -69,7 +69,7 @@ def test_rollouts_have_the_profiles_sizes(lab, backend, stage):
 
 def test_advantages_per_answer_reach_their_own_tokens(lab, backend):
     """(B, T) advantages through TRL's or Unsloth's loss, with prompts and completions of different lengths."""
-    probe = lab.stage(backend, "vpo_answer")["probe"]
+    probe = lab.stage(backend, "vpo_credit")["probe"]
     assert probe["got"] == pytest.approx(probe["expected"], rel=1e-3), f"left padding of the rows: {probe['paddings']}"
 
 
@@ -81,9 +81,9 @@ def test_peak_memory_is_within_the_plan(lab, backend, stage):
 
 
 def within_the_plan(seen: dict) -> None:
-    """The peak of live memory, in GB of 10^9 bytes, against vpo_lab.plan's figure for this card and shape."""
+    """The peak of live memory, in GB of 10^9 bytes, against plan.py's figure for this card and shape."""
     peak, planned = seen["memory"]["peak"] / 1e9, seen["planned_bytes"] / 1e9
-    assert peak <= planned, f"peak {peak:.1f} GB, vpo_lab.plan says {planned:.1f} GB; all: {seen['memory']}"
+    assert peak <= planned, f"peak {peak:.1f} GB, plan.py says {planned:.1f} GB; all: {seen['memory']}"
 
 
 def test_the_planned_micro_batch_runs_at_the_longest_lengths(lab, backend):

@@ -92,9 +92,9 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
     assert len(samples) == 8 and not any(samples.values())  # random text has no form: chains repeat the gold
     assert [entry["step"] for entry in read_log(run / "sft" / "sft_single")] == [1, 2]
     for stage in ("grpo", "vpo"):
-        looks = read_log(run / stage, EVAL_LOG)
-        assert [look["step"] for look in looks] == [2, 3]  # every second step, and the last
-        assert {"mean_reward", "best_of_rollout", "best_of_group", "set_reward"} <= set(looks[0])
+        evaluated = read_log(run / stage, EVAL_LOG)
+        assert [entry["step"] for entry in evaluated] == [2, 3]  # every second step, and the last
+        assert {"mean_reward", "best_of_rollout", "best_of_group", "set_reward"} <= set(evaluated[0])
     summary = read_json(run / "summary.json")
     assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"} and not summary["stopped"]
 

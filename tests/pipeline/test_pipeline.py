@@ -55,7 +55,7 @@ def test_all_notebooks_run_and_the_summary_is_complete(straight):
         assert not [o for c in cells for o in c.get("outputs", []) if o.output_type == "error"]
     summary = results(run)
     assert summary["profile"] == "smoke" and summary["seed"] == 0 and summary["versions"]["trl"]
-    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo_credit"}
     for method in summary["methods"].values():
         assert set(method["k"]) == {"1", "3", "6"}
         for figures in method["k"].values():
@@ -84,7 +84,7 @@ def test_killed_twice_gives_the_same_results(straight, tmp_path):
     for sign in ("sft/log.jsonl", "*/checkpoints/checkpoint-2/sealed.json"):
         process = start(run, calls)
         deadline = time.monotonic() + 300
-        while not list(run.glob(sign if sign.startswith("sft") else f"vpo{sign[1:]}")):
+        while not list(run.glob(sign if sign.startswith("sft") else f"vpo_credit{sign[1:]}")):
             assert process.poll() is None, process.communicate()[0][-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -99,10 +99,10 @@ def test_killed_twice_gives_the_same_results(straight, tmp_path):
 def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight, tmp_path):
     run, calls = tmp_path / "run", tmp_path / "calls.txt"
     output = finish(start(run, calls, "--max-hours", "1e-6"))
-    assert "vpo was stopped after 1 of 4 steps" in output
+    assert "vpo_credit was stopped after 1 of 4 steps" in output
     summary = results(run)
-    assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo": "1 of 4 steps"}
-    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}  # evaluated as far as it came
+    assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo_credit": "1 of 4 steps"}
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo_credit"}  # evaluated as far as it came
     assert "already done: 01, 02, 03, 04, 05" in finish(start(run, calls, "--max-hours", "0"))
     assert results(run) == summary
     assert "already done: 01, 02\n" in finish(start(run, calls))

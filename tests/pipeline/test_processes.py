@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
-from vpo_lab.train.rollouts import VectorReward
 
 from vpo_lab.config import get_profile
 from vpo_lab.files import read_json
 from vpo_lab.runs import STOPPED, Run, read_log
-from vpo_lab.tasks import get_task
-from vpo_lab.train.prompts import method_of
+from vpo_lab.tasks import get_task, score_chains
 from vpo_lab.train.sft import train_sft
+from vpo_lab.train.trainer import earned
 
-HERE = Path(__file__).parent
+HERE, METHOD = Path(__file__).parent, "vpo_credit"
 # Three rollouts of a group of four on one process, the fourth on the other.
 SETTINGS = {"rl.rollouts": 24, "rl.group_size": 8, "rl.micro_rollouts": 6, "rl.checkpoint_every": 1, "rl.steps": 3}
 
@@ -30,7 +28,7 @@ SETTINGS = {"rl.rollouts": 24, "rl.group_size": 8, "rl.micro_rollouts": 6, "rl.c
 def launch(out: Path, run: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
     settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(HERE / "train_and_record.py"), str(out), "train", "vpo", "--profile=smoke", f"--run-dir={run}"]
+    command += [str(HERE / "train_and_record.py"), str(out), "train", METHOD, "--profile=smoke", f"--run-dir={run}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     out.mkdir(exist_ok=True)
     return subprocess.run(
@@ -59,70 +57,50 @@ def whole(start, tmp_path_factory) -> SimpleNamespace:
     run = new_run(start, folder / "run")
     done = launch(folder / "out", run)
     assert done.returncode == 0, done.stderr[-3000:]
-    calls = [pickle.loads((folder / "out" / f"calls-{rank}.pickle").read_bytes()) for rank in range(2)]
-    return SimpleNamespace(run=run, calls=calls, said=done.stdout + done.stderr)
+    steps = [pickle.loads((folder / "out" / f"steps-{rank}.pickle").read_bytes()) for rank in range(2)]
+    return SimpleNamespace(run=run, steps=steps, said=done.stdout + done.stderr)
 
 
-def in_one_process(calls_of_a_step: list[dict], tokenizer) -> VectorReward:
-    """The same rollouts, together, in this process: (advantages, advantages per token, metrics)."""
-    profile = get_profile("smoke", SETTINGS)
-    method = method_of(profile, "vpo")
-    reward = VectorReward(get_task(profile.task), method, 3, profile.rl.group_size, 0, tokenizer)
-    together = {
-        name: [item for call in calls_of_a_step for item in call[name]]
-        for name in ("completions", "gold", "completion_ids")
-    }
-    logged = {}
-    state = SimpleNamespace(global_step=calls_of_a_step[0]["step"])
-    advantages = reward([""] * 24, trainer_state=state, log_metric=logged.__setitem__, **together)
-    return SimpleNamespace(advantages=advantages, tokens=reward.token_advantages, logged=logged)
-
-
-def test_two_processes_compute_what_one_would(whole):
-    tokenizer = AutoTokenizer.from_pretrained(whole.run / "vpo" / "policy")
-    assert [len(calls) for calls in whole.calls] == [3, 3]
-    spread = 0.0
-    for step in range(3):
-        both = [calls[step] for calls in whole.calls]
-        assert [call["step"] for call in both] == [step, step]
-        assert [len(call["completions"]) for call in both] == [12, 12]  # a group of eight lies across the two
-        assert both[0]["completions"] != both[1]["completions"]
-        alone = in_one_process(both, tokenizer)
-        assert both[0]["advantages"] + both[1]["advantages"] == alone.advantages
-        tokens = both[0]["token_advantages"] + both[1]["token_advantages"]
-        assert all(np.array_equal(a, b) for a, b in zip(tokens, alone.tokens, strict=True))
-        for call in both:
-            metrics = {name: value for name, value in call["logged"].items() if name != "reward_seconds"}
-            assert metrics == {name: alone.logged[name] for name in metrics}
-        spread += sum(float(np.ptp(row)) for row in tokens)
-    assert spread > 0  # not all zero: something was compared
+def test_each_scores_its_own_rollouts_and_both_know_what_all_earned(whole):
+    """What they make of it: tests/pipeline/test_vpo_processes.py."""
+    task = get_task("tiny_tools")
+    rows = {row["id"]: row for row in task.load()}
+    assert [len(steps) for steps in whole.steps] == [3, 3]
+    for one, other in zip(*whole.steps, strict=True):
+        assert [len(scored.completions) for scored in (one, other)] == [12, 12]  # a group of eight lies across the two
+        assert one.completions != other.completions
+        asked = [rows[row["id"]] for row in one.inputs + other.inputs]
+        rewards_BMD = score_chains(task, one.completions + other.completions, asked, 3)
+        rewards_BMD[one.truncated_B] = 0
+        assert np.array_equal(earned(one), rewards_BMD) and np.array_equal(earned(other), rewards_BMD)
+    assert np.ptp(rewards_BMD) > 0  # something was compared
 
 
 def test_the_files_are_those_of_one_process(whole):
-    log = read_log(whole.run / "vpo")
+    log = read_log(whole.run / METHOD)
     assert [entry["step"] for entry in log] == [1, 2, 3]
-    for entry, call in zip(log, whole.calls[0], strict=True):
-        assert entry["set_reward"] == pytest.approx(call["logged"]["set_reward"], abs=1e-6)
-    weights = load_file(whole.run / "vpo" / "policy" / "model.safetensors")
+    for entry, scored in zip(log, whole.steps[0], strict=True):
+        assert entry["mean_reward"] == pytest.approx(earned(scored).mean(), abs=1e-6)
+    weights = load_file(whole.run / METHOD / "policy" / "model.safetensors")
     before = load_file(whole.run / "sft" / "policy" / "model.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
     assert any(not torch.equal(weights[name], before[name]) for name in weights)
-    assert not (whole.run / "vpo" / STOPPED).exists()
-    assert whole.said.count(f"{whole.run}/vpo/policy\n") == 1  # one of them talks
+    assert not (whole.run / METHOD / STOPPED).exists()
+    assert whole.said.count(f"{whole.run}/{METHOD}/policy\n") == 1  # one of them talks
 
 
 def test_stopped_by_the_clock_and_resumed_it_ends_with_the_same_weights(whole, start, tmp_path):
     run = new_run(start, tmp_path / "run")
     first = launch(tmp_path / "first", run, "--max-hours=1e-9")
     assert first.returncode == 0, first.stderr[-3000:]
-    stopped = read_json(run / "vpo" / STOPPED)
+    stopped = read_json(run / METHOD / STOPPED)
     assert (stopped["step"], stopped["steps"]) == (1, 3)
     assert "stopped after step 1 of 3" in first.stdout
     second = launch(tmp_path / "second", run)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert not (run / "vpo" / STOPPED).exists()
-    assert [entry["step"] for entry in read_log(run / "vpo")] == [1, 2, 3]
-    ended, straight = (load_file(folder / "vpo" / "policy" / "model.safetensors") for folder in (run, whole.run))
+    assert not (run / METHOD / STOPPED).exists()
+    assert [entry["step"] for entry in read_log(run / METHOD)] == [1, 2, 3]
+    ended, straight = (load_file(folder / METHOD / "policy" / "model.safetensors") for folder in (run, whole.run))
     assert all(torch.equal(ended[name], straight[name]) for name in straight)
 
 

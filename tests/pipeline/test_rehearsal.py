@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 from small_qwen3 import build_model, copy_rows
 from toolrl_rows import write_parquet
-from vpo_lab.train.rollouts import VectorReward
+from untagged import PAID, untagged
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.runs import Run, read_log
 from vpo_lab.search.pool import evaluate
 from vpo_lab.search.summary import summarize
 from vpo_lab.tasks import get_task
-from vpo_lab.train import rl as training
-from vpo_lab.train import rollouts
+from vpo_lab.train import rl, sft
 from vpo_lab.train.prompts import load_rows, render_prompt
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
+from vpo_lab.train.trl import VPOMixin
 
 TASK = get_task("toolrl")
 METHODS = ("grpo", "vpo")
@@ -66,6 +66,7 @@ def profile(data, tmp_path_factory) -> Profile:
             "policy.backend": "transformers",  # no CUDA for Unsloth and vLLM
             "policy.model": str(model),
             "data": str(data),  # no network
+            "task": PAID,  # what random weights write earns nothing
             "sft.chains": "task",  # random weights have nothing of their own to show
             "sft.steps": 2,
             "rl.steps": 2,
@@ -85,13 +86,13 @@ class Rehearsal:
         self.folder, self.profile = folder, profile
         self.models: list = []
         self.before: list[dict] = []
-        self.rewards: list[tuple] = []
+        self.scored: list = []
 
 
 @pytest.fixture(scope="module")
 def rehearsal(profile, tmp_path_factory) -> Rehearsal:
     run = Rehearsal(tmp_path_factory.mktemp("run"), profile)
-    load_policy, score_rollouts = training.load_policy, rollouts.score_rollouts
+    load_policy, measure = rl.load_policy, VPOMixin.measure
 
     def remembered(*args):
         model, tokenizer = load_policy(*args)
@@ -99,22 +100,14 @@ def rehearsal(profile, tmp_path_factory) -> Rehearsal:
         run.before.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
         return model, tokenizer
 
-    def with_pay_for_letters(task, completions, golds, m):
-        """Random text earns nothing, and without differences nothing would be learned."""
-        rewards = score_rollouts(task, completions, golds, m)
-        run.rewards.append((rewards.shape, set(golds)))
-        parts = [[text[j::m] for j in range(m)] for text in completions]
-        pay = [[[part.count(c) / 20 for c in "eat "] for part in row] for row in parts]
-        return np.clip(rewards + pay, 0, 1)
+    def noted(trainer, scored):
+        run.scored.append(scored)
+        return measure(trainer, scored)
 
-    class PaysWithoutAnEnd(VectorReward):
-        def __init__(self, task, method, m, group_size, seed, tokenizer):
-            super().__init__(task, method, m, group_size, seed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "load_policy", remembered)
-        patch.setattr(rollouts, "score_rollouts", with_pay_for_letters)
-        patch.setattr(training, "VectorReward", PaysWithoutAnEnd)
+    with pytest.MonkeyPatch.context() as patch, untagged():
+        patch.setattr(sft, "load_policy", remembered)
+        patch.setattr(rl, "load_policy", remembered)
+        patch.setattr(VPOMixin, "measure", noted)
         train_sft(profile, Run(run.folder), seed=0)
         for method in METHODS:
             train_rl(profile, method, Run(run.folder), seed=0)
@@ -163,16 +156,17 @@ def test_logs_are_finite_and_complete(rehearsal, stage):
         assert all(np.isfinite(value) for value in entry.values())
         assert entry["grad_norm"] > 0
         if stage != "sft":
-            assert {f"objective/{name}" for name in TASK.objectives} <= set(entry)
+            assert {f"objective/{name}/mean" for name in TASK.objectives} <= set(entry)
             assert 0 < entry["mean_reward"] <= entry["best_of_rollout"] <= entry["best_of_group"] <= 1
 
 
 def test_rollouts_come_in_the_sizes_of_the_full_profile(rehearsal):
-    shapes = [shape for shape, _ in rehearsal.rewards]
+    shapes = [scored.rewards_BMD.shape for scored in rehearsal.scored]
     assert shapes == [(48, 1, 4)] * 2 + [(16, 3, 4)] * 2  # equal budgets: as many answers
-    golds = {row["gold"] for row in TASK.load(rehearsal.profile.data, "train")}
-    for _, met in rehearsal.rewards:
-        assert met <= golds and len(met) == 2  # 16 rollouts, 8 of each prompt
+    ids = {row["id"] for row in TASK.load(rehearsal.profile.data, "train")}
+    for scored in rehearsal.scored:
+        met = {row["id"] for row in scored.inputs}
+        assert met <= ids and len(met) == 2  # 16 rollouts, 8 of each prompt
 
 
 def test_pools_have_the_right_shape_and_a_summary(rehearsal):
@@ -180,7 +174,7 @@ def test_pools_have_the_right_shape_and_a_summary(rehearsal):
     for name, shape in shapes.items():
         pool = evaluate(rehearsal.profile, name, Run(rehearsal.folder), seed=0)
         assert pool.rewards_NCMD.shape == shape and pool.tokens_NC.shape == shape[:2]
-        assert pool.task == "toolrl" and pool.objectives == TASK.objectives
+        assert pool.task == PAID and pool.objectives == TASK.objectives
         assert (pool.tokens_NC <= 64 * shape[2]).all() and (pool.tokens_NC > 0).all()
         assert [len(answer) for row in pool.answers for answer in row] == [shape[2]] * (2 * shape[1])
     summary = summarize(rehearsal.profile, Run(rehearsal.folder), seed=0)
@@ -193,7 +187,8 @@ def test_nothing_is_sent_or_fetched(rehearsal, network):
 
 def test_a_second_call_trains_nothing(rehearsal, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in rehearsal.folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(training, "load_policy", None)
+    for module in (sft, rl):
+        monkeypatch.setattr(module, "load_policy", None)
     train_sft(rehearsal.profile, Run(rehearsal.folder), seed=0)
     for method in METHODS:
         train_rl(rehearsal.profile, method, Run(rehearsal.folder), seed=0)
@@ -212,7 +207,7 @@ def test_the_real_rows_fit_the_full_profile(toolrl_dir, tmp_path):
         assert 0.99 * size <= len(rows) <= size
         for row in rows:
             assert render_prompt(tokenizer, row["prompt"], 3).endswith("<think>\n\n</think>\n\n")
-    examples = training._sft_dataset(profile, tokenizer, TASK, profile.sft.steps, TASK.demonstrations, seed=0)
+    examples = sft._sft_dataset(profile, tokenizer, TASK, profile.sft.steps, TASK.demonstrations, seed=0)
     limit = profile.policy.max_answer_tokens * profile.rl.candidates
     for example in examples.select(range(100)):
         answer = [label for label in example["labels"] if label != -100]

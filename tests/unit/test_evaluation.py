@@ -23,6 +23,7 @@ from vpo_lab.tasks.tool_calls.tiny import TinyTools
 from vpo_lab.weights import dirichlet_weights
 
 SMOKE = get_profile("smoke")
+VPO = SMOKE.vpo
 OBJECTIVES = get_task("tiny_tools").objectives
 
 
@@ -181,10 +182,7 @@ def maze_pool(m: int) -> Pool:
     task = get_task("maze")
     rows = task.load(None, "test")[:2]
     answers = [[[*maze.best_paths(row["gold"]), "←"][:m]] * 2 for row in rows]
-    rewards = [
-        [[task.score(a, row["gold"]) for a in chain] for chain in chains]
-        for row, chains in zip(rows, answers, strict=True)
-    ]
+    rewards = [[task.score(chain, [row] * len(chain)) for chain in chains] for row, chains in zip(rows, answers, strict=True)]
     ids = tuple(row["id"] for row in rows)
     return Pool("vpo", "maze", task.objectives, ids, answers, np.array(rewards), np.full((2, 2), 9))
 
@@ -252,7 +250,7 @@ def test_intervals_hold_their_mean_and_can_be_written():
 def test_the_summary_holds_every_pool_and_is_written(run):
     summary = summarize(SMOKE, run, seed=4)
     assert read_json(run / "summary.json") == json.loads(json.dumps(summary))
-    assert list(summary["methods"]) == ["sft", "sft_chain", "grpo", "vpo"]
+    assert list(summary["methods"]) == ["sft", "sft_chain", "grpo", VPO]
     assert (summary["profile"], summary["seed"], summary["requests"]) == ("smoke", 4, 6)
     assert summary["fingerprint"] == SMOKE.fingerprint()
     for name, described in summary["methods"].items():
@@ -261,9 +259,9 @@ def test_the_summary_holds_every_pool_and_is_written(run):
         for k in (1, 3, 6):
             assert described["k"][str(k)]["best"][0] == pytest.approx(at_k(pool, "best", k).mean(), abs=1e-5)
             assert described["k"][str(k)]["tokens"] == pytest.approx(pool.tokens_NC.mean() * -(-k // pool.m), abs=0.01)
-    assert set(summary["paired_differences"]) == {"vpo - sft", "vpo - sft_chain", "vpo - grpo"}
-    vpo, grpo = (summary["methods"][name]["k"]["3"]["pass"][0] for name in ("vpo", "grpo"))
-    assert summary["paired_differences"]["vpo - grpo"]["3"]["pass"][0] == pytest.approx(vpo - grpo, abs=2e-5)
+    assert set(summary["paired_differences"]) == {f"{VPO} - {other}" for other in ("sft", "sft_chain", "grpo")}
+    vpo, grpo = (summary["methods"][name]["k"]["3"]["pass"][0] for name in (VPO, "grpo"))
+    assert summary["paired_differences"][f"{VPO} - grpo"]["3"]["pass"][0] == pytest.approx(vpo - grpo, abs=2e-5)
     assert summary["ceiling"] == {str(k): {"best": k / 10, "pass": k / 20} for k in (1, 3, 6)}
     assert set(summary["versions"]) >= {"vpo_lab", "python", "torch", "trl"}
     assert -1 <= summary["objective_correlation"] <= 1
@@ -312,16 +310,16 @@ def test_own_results_come_first_then_saved_ones_then_an_error(run, tmp_path):
         Pool.load(run.pool(name)).save(saved.pool(name))
     assert find_results(empty, SMOKE, tmp_path / "results") == saved
     assert find_results(run, SMOKE, tmp_path / "results") == run
-    run.pool("vpo").unlink()  # an unfinished run does not count
+    run.pool(VPO).unlink()  # an unfinished run does not count
     assert find_results(run, SMOKE, tmp_path / "results") == saved
 
 
 def test_a_pool_that_is_there_is_not_sampled_again(run):
-    pool = evaluate(SMOKE, "vpo", run, seed=0)  # there is no policy in this folder
-    assert pool.ids == Pool.load(run.pool("vpo")).ids
-    run.pool("vpo").unlink()
+    pool = evaluate(SMOKE, VPO, run, seed=0)  # there is no policy in this folder
+    assert pool.ids == Pool.load(run.pool(VPO)).ids
+    run.pool(VPO).unlink()
     with pytest.raises(LabError, match="no policy in"):
-        evaluate(SMOKE, "vpo", run, seed=0)
+        evaluate(SMOKE, VPO, run, seed=0)
 
 
 @pytest.mark.parametrize("m, chains", [(1, 6), (3, 2), (4, 2)])
@@ -345,8 +343,7 @@ def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch,
     assert pool.ids == tuple(row["id"] for row in rows)
     assert pool.answers == [[[rows[0]["gold"]] * m] * chains] * 3
     assert pool.solved_NCM[0].all()
-    for i, row in enumerate(rows):
-        assert pool.rewards_NCMD[i, 0, 0].tolist() == task.score(rows[0]["gold"], row["gold"]).tolist()
+    assert np.array_equal(pool.rewards_NCMD[:, 0, 0], task.score([rows[0]["gold"]] * 3, rows))
     ((prompts, options),) = calls
     assert prompts == [prompt for prompt in dict.fromkeys(prompts) for _ in range(chains)]
     for row, prompt in zip(rows, prompts[::chains], strict=True):

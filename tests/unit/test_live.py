@@ -4,18 +4,15 @@ import sys
 import time
 
 import IPython.display
-import numpy as np
 import pytest
-from vpo_lab.train.rollouts import VectorReward
+from matplotlib.figure import Figure
 
-from vpo_lab.chains import join_chain
-from vpo_lab.methods import get_method
 from vpo_lab.processes import SESSION, Session
 from vpo_lab.show import live
 from vpo_lab.show.live import LiveView, someone_looks
-from vpo_lab.tasks import get_task
 
-LOG = [{"step": step, "set_reward": 0.1 * step, "mean_reward": 0.2, "objective/format": 0.3} for step in range(1, 6)]
+REWARDS = {"set_reward": 0.1, "mean_reward": 0.2, "objective/format/mean": 0.3, "objective/format/best": 0.4}
+LOG = [{"step": step, **REWARDS} for step in range(1, 6)]
 
 
 @pytest.fixture
@@ -65,14 +62,8 @@ def test_one_step_is_no_curve(shown):
     assert len(shown) == 1 and "<pre>" not in shown[0]
 
 
-def test_the_example_is_a_rollout_with_what_its_answers_earned():
-    task = get_task("tiny_tools")
-    row = task.load(None, "train")[0]
-    reward = VectorReward(task, get_method("vpo"), 3, 2, seed=0)
-    assert reward.example() == ""
-    completions = [join_chain(task.demonstrations(row, 3, np.random.default_rng(n))) for n in range(2)]
-    state = type("State", (), {"global_step": 0})
-    reward([""] * 2, completions, [row["gold"]] * 2, state, lambda *_: None)
-    head, *answers = reward.example().splitlines()
-    assert all(name in head for name in task.objectives)
-    assert len(answers) == 3 and all(line.startswith("[") and "]" in line for line in answers)
+def test_an_objective_is_drawn_once(shown, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("vpo_lab.show.training_curves", lambda logs, metrics: drawn.append(metrics) or Figure())
+    LiveView("VPO").update(LOG, at_once=True)
+    assert drawn == [["set_reward", "mean_reward", "objective/format/mean"]]

@@ -168,7 +168,7 @@ def test_other_drawings_are_no_maze(text):
 def test_rules(answer, expected):
     rewards = score(answer, HAND_MADE)
     assert rewards.shape == (4,) and rewards.tolist() == pytest.approx(expected)
-    assert TASKS["maze"].score(answer, HAND_MADE).tolist() == rewards.tolist()
+    assert TASKS["maze"].score([answer], [{"gold": HAND_MADE}]).tolist() == [rewards.tolist()]
 
 
 def test_a_walk_is_its_cells_or_none():

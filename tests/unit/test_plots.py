@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from vpo_lab import show
 from vpo_lab.errors import LabError
+from vpo_lab.tasks.maze import draw
 from vpo_lab.weights import dirichlet_weights, set_reward, winners
 
 OBJECTIVES = ("format", "tool_name", "param_name", "param_value")
@@ -125,10 +126,10 @@ def test_a_method_looks_the_same_in_every_picture():
         lambda: show.budget_grid(summary(), ["nonsense"]),
         lambda: show.forest({}, ["best"], "vpo"),
         lambda: show.curves_over_seeds({}, ["entropy"]),
-        lambda: show.maze_paths("no maze", []),
-        lambda: show.maze_paths(MAZE, ["→"], np.zeros((2, 4))),
-        lambda: show.maze_paths(MAZE, ["→"], np.zeros((1, 3))),
-        lambda: show.maze_sets(MAZE, {}),
+        lambda: draw.maze_paths("no maze", []),
+        lambda: draw.maze_paths(MAZE, ["→"], np.zeros((2, 4))),
+        lambda: draw.maze_paths(MAZE, ["→"], np.zeros((1, 3))),
+        lambda: draw.maze_sets(MAZE, {}),
     ],
 )
 def test_wrong_input_is_one_clear_line(call):
@@ -187,19 +188,19 @@ WALKS = {
 @pytest.mark.parametrize("paths", WALKS.values(), ids=WALKS)
 @pytest.mark.filterwarnings("error")
 def test_walks_through_a_maze(paths):
-    drawn(show.maze_paths(MAZE, paths))
-    drawn(show.maze_paths(MAZE, paths, np.full((len(paths), 4), 0.25), [f"path {i}" for i in range(len(paths))]))
-    drawn(show.maze_sets(MAZE, {"sft": paths, "vpo": paths[:1]}))
+    drawn(draw.maze_paths(MAZE, paths))
+    drawn(draw.maze_paths(MAZE, paths, np.full((len(paths), 4), 0.25), [f"path {i}" for i in range(len(paths))]))
+    drawn(draw.maze_sets(MAZE, {"sft": paths, "vpo": paths[:1]}))
 
 
 def test_a_list_of_walks_says_what_each_earns():
-    texts = [text.get_text() for text in show.maze_paths(MAZE, ["→→ ↓↓", "↑", "what"]).axes[1].texts]
+    texts = [text.get_text() for text in draw.maze_paths(MAZE, ["→→ ↓↓", "↑", "what"]).axes[1].texts]
     expected = ["completion", "gold", "diamond", "avoid lava", "A", "→→↓↓", "1.00", "1.00", "0.00", "1.00"]
     assert texts == [*expected, "B", "leaves the grid", *["0.00"] * 4, "C", "no walk", *["0.00"] * 4]
 
 
 def test_identical_walks_are_drawn_beside_each_other():
-    lines = show.maze_paths(MAZE, ["→→↓↓"] * 3).axes[0].lines
+    lines = draw.maze_paths(MAZE, ["→→↓↓"] * 3).axes[0].lines
     assert len({tuple(line.get_ydata()) for line in lines}) == 3
 
 

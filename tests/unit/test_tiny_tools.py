@@ -91,8 +91,8 @@ def test_loading_twice_gives_equal_rows_that_are_not_shared(rows):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_gold_earns_everything_against_itself(rows, split):
-    for row in rows[split][:500]:
-        assert TASK.score(row["gold"], row["gold"]).tolist() == [1, 1, 1, 1]
+    some = rows[split][:500]
+    assert (TASK.score([row["gold"] for row in some], some) == 1).all()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -185,13 +185,12 @@ def test_demonstrations_depend_on_the_generator_only(rows):
 
 def test_demonstrations_are_well_formed_and_far_from_the_gold(rows):
     rng = np.random.default_rng(0)
-    rewards = np.array(
-        [[TASK.score(a, row["gold"]) for a in TASK.demonstrations(row, 3, rng)] for row in rows["train"][:400]]
-    )
-    solved = (rewards == 1).all(axis=2).mean()
+    some = [row for row in rows["train"][:400] for _ in range(3)]
+    rewards = TASK.score([a for row in some[::3] for a in TASK.demonstrations(row, 3, rng)], some)
+    solved = (rewards == 1).all(axis=1).mean()
     assert 0.03 < solved < 0.12
     assert 0.4 < rewards.mean() < 0.57
-    assert rewards[:, :, 0].mean() > 0.85  # the format is taught well
+    assert rewards[:, 0].mean() > 0.85  # the format is taught well
 
 
 def test_a_share_of_the_demonstrations_has_a_slip_in_its_parameters(rows):

@@ -1,4 +1,6 @@
-"""trainer.py: advantages where Unsloth's loss looks for them, and what vLLM is sent."""
+"""What the course's trainer logs and shows; advantages where Unsloth's loss looks for them, and what vLLM is sent."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,18 +9,48 @@ from peft import LoraConfig, get_peft_model
 from small_qwen3 import small_config
 from transformers import Qwen3ForCausalLM
 
-from vpo_lab.config import get_profile
-from vpo_lab.errors import LabError
+from vpo_lab.chains import join_chain
 from vpo_lab.train.gpu import left_packed, merged_weights
-from vpo_lab.train.trainer import build_trainer, padded
+from vpo_lab.train.trainer import course_metrics, describe_rollout, earned
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 PAD = 0
 
 
-def test_rows_are_padded_at_the_right():
-    rows = [np.array([1.0, 2.0]), np.array([]), np.array([3.0, 4.0, 5.0])]
-    expected = [[1, 2, 0], [0, 0, 0], [3, 4, 5]]
-    assert padded(rows, like=torch.zeros(3, 3, dtype=torch.long)).tolist() == expected
+# --- The log ----------------------------------------------------------------------------------
+
+
+def test_metrics_are_of_what_was_asked_and_the_same_for_every_method():
+    rewards_BMD = np.random.default_rng(0).random((8, 3, 4))
+    rewards_BMD[4:, :, 3] = np.nan  # the second prompt does not ask for it
+    weights_KD = dirichlet_weights(128, 4, seed=0)
+    texts = ["a"] * 4 + ["a", "b", "c", "c"]
+    found = course_metrics(rewards_BMD, np.arange(8) < 2, texts, 4, weights_KD)
+    means_BM = np.nanmean(rewards_BMD, axis=2)
+    assert found["mean_reward"] == pytest.approx(means_BM.mean())
+    assert found["best_of_rollout"] == pytest.approx(means_BM.max(axis=1).mean())
+    assert found["best_of_group"] == pytest.approx(means_BM.reshape(2, -1).max(axis=1).mean())
+    assert found["set_reward"] == pytest.approx(set_reward(rewards_BMD, weights_KD).mean())
+    assert found["mean_reward"] < found["best_of_rollout"] < found["set_reward"] < 1
+    assert (found["distinct_rollouts"], found["truncated"]) == ((1 / 4 + 3 / 4) / 2, 2 / 8)
+
+
+def test_missing_answers_and_truncated_rollouts_earned_nothing():
+    rewards_BMD = np.full((3, 2, 2), 0.5)
+    rewards_BMD[2, :, 1] = np.nan
+    present_BM, truncated_B = np.array([[1, 0], [1, 1], [1, 0]], dtype=bool), np.array([False, True, False])
+    found = earned(SimpleNamespace(rewards_BMD=rewards_BMD, present_BM=present_BM, truncated_B=truncated_B))
+    expected = [[[0.5, 0.5], [0, 0]], [[0, 0], [0, 0]], [[0.5, np.nan], [0, np.nan]]]
+    assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_the_example_is_a_rollout_with_what_its_answers_earned():
+    head, *answers = describe_rollout(join_chain(["x  y", "z"]), np.array([[0.25, 1], [0, 0]]), ("a", "b")).splitlines()
+    assert head.endswith("a, b")
+    assert [line.split() for line in answers] == [["[0.25", "1.00]", "x", "y"], ["[0.00", "0.00]", "z"]]
+
+
+# --- For Unsloth and vLLM ---------------------------------------------------------------------
 
 
 def packed_by_hand(prompt: list[int], completion: list[int], advantages: list[float], window: int) -> list[float]:
@@ -89,8 +121,3 @@ def test_sending_leaves_a_bfloat16_base_as_it_was():
         if "lora_" not in name
     }
     assert all(torch.equal(kept[name], base[name]) for name in base)
-
-
-def test_a_trainer_that_unsloth_has_not_patched_is_refused():
-    with pytest.raises(LabError, match="unsloth did not patch"):
-        build_trainer(get_profile("qwen3-1.7b"), reward=None, tokenizer=None, seed=0)

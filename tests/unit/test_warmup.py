@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from vpo_lab.config import get_profile
-from vpo_lab.tasks import get_task
+from vpo_lab.tasks import each, get_task
 from vpo_lab.train import sft as warmup
 from vpo_lab.train.sft import fit_to_show, own_demonstrations, pack_chain
 
 GOLD = "gold"
+ROW = {"id": "0", "prompt": [], "gold": GOLD}
 # Rewards in "format" and in two objectives that matter.
 REWARDS = {
     "gold": (1, 1, 1),
@@ -25,7 +26,7 @@ REWARDS = {
 
 def task(*objectives: str):
     return SimpleNamespace(
-        objectives=objectives, score=lambda answer, gold: np.array(REWARDS.get(answer, (0, 0, 0)), dtype=float)
+        objectives=objectives, score=each(lambda answer, gold: np.array(REWARDS.get(answer, (0, 0, 0)), dtype=float))
     )
 
 
@@ -34,16 +35,24 @@ FORMED = task("format", "a", "b")
 
 def test_other_rewards_come_first_then_other_words():
     samples = ["right too", "half", "half as well", "other half"]
-    assert fit_to_show(FORMED, GOLD, samples) == ["half", "other half", "right too", "half as well"]
+    assert fit_to_show(FORMED, ROW, samples) == ["half", "other half", "right too", "half as well"]
 
 
 def test_what_repeats_is_cut_off_without_form_or_would_cut_the_chain_is_left_out():
     samples = ["junk", "", " gold ", "half", " half", "<answer_2> half", "no form", "nothing but form"]
-    assert fit_to_show(FORMED, GOLD, samples) == ["half", "nothing but form"]
+    assert fit_to_show(FORMED, ROW, samples) == ["half", "nothing but form"]
 
 
 def test_without_a_format_an_answer_has_to_earn_something():
-    assert fit_to_show(task("a", "b", "c"), GOLD, ["junk", "no form", "half"]) == ["no form", "half"]
+    assert fit_to_show(task("a", "b", "c"), ROW, ["junk", "no form", "half"]) == ["no form", "half"]
+
+
+def test_where_no_format_is_asked_for_an_answer_has_to_earn_something():
+    unasked = SimpleNamespace(
+        objectives=("format", "a"),
+        score=lambda answers, rows: np.array([[np.nan, REWARDS.get(answer, (0,))[-1]] for answer in answers]),
+    )
+    assert fit_to_show(unasked, ROW, ["half", "no form"]) == ["no form"]
 
 
 def test_the_gold_is_among_them_once_and_at_every_place():

@@ -318,9 +318,9 @@ def _measured(run: Run, method: str, measure: str) -> float:
 # --- One run ------------------------------------------------------------------
 
 
-def find_results(run: Run, profile: Profile) -> Run:
-    """Return the run folder if it has all pools, else the results saved in the repository; LabError without both."""
-    for folder in (run, Run(SAVED / profile.name)):
+def find_results(run: Run, profile: Profile, saved: Path = SAVED) -> Run:
+    """Return the run folder if it has all pools, else the results in `saved`; LabError without both."""
+    for folder in (run, Run(saved / profile.name)):
         if all(folder.pool(name).exists() for name in pool_names(profile)):
             return folder
     raise LabError(f"no candidate pools in {run} and none saved for profile {profile.name!r}: run 02, 03 and 04 first")

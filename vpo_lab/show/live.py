@@ -59,7 +59,7 @@ class LiveView:
     def _page(self, log: list[dict]) -> str:
         from vpo_lab import show
 
-        objectives = [key for key in log[-1] if key.startswith("objective/")]
+        objectives = [key for key in log[-1] if key.startswith("objective/") and key.endswith("/mean")]
         metrics = ["set_reward", "mean_reward", *objectives] if objectives else ["loss"]
         figure = show.training_curves({self.title: log}, metrics)
         png = io.BytesIO()

@@ -49,7 +49,7 @@ LOG_LABEL = {
     "best_of_group": "best of a group (G × M answers)",
     "distinct_rollouts": "different rollouts in a group",
     "silent_groups": "groups without a signal",
-    "unended_rollouts": "rollouts that never end",
+    "truncated": "rollouts cut off before their end",
     "entropy": "entropy of a token (nats)",
     "completions/mean_length": "tokens of a rollout",
     "loss": "loss",

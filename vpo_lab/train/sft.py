@@ -84,6 +84,8 @@ def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
     texts = list(dict.fromkeys(text.strip() for text in samples))
     best_D, *rewards_nD = task.score([row["gold"], *texts], [row] * (len(texts) + 1))
     form = task.objectives.index("format") if "format" in task.objectives else None
+    if form is not None and np.isnan(best_D[form]):  # not asked
+        form = None
     known, fresh, alike = {best_D.tobytes()}, [], []
     for text, rewards_D in zip(texts, rewards_nD, strict=True):
         formed = np.nansum(rewards_D) > 0 if form is None else rewards_D[form] >= best_D[form]
