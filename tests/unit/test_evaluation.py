@@ -182,7 +182,9 @@ def maze_pool(m: int) -> Pool:
     task = get_task("maze")
     rows = task.load(None, "test")[:2]
     answers = [[[*maze.best_paths(row["gold"]), "←"][:m]] * 2 for row in rows]
-    rewards = [[task.score(chain, [row] * len(chain)) for chain in chains] for row, chains in zip(rows, answers, strict=True)]
+    rewards = [
+        [task.score(chain, [row] * len(chain)) for chain in chains] for row, chains in zip(rows, answers, strict=True)
+    ]
     ids = tuple(row["id"] for row in rows)
     return Pool("vpo", "maze", task.objectives, ids, answers, np.array(rewards), np.full((2, 2), 9))
 
