@@ -105,57 +105,20 @@ def run_all(page, lab: str, name: str):
     return page.locator(".jp-OutputArea-output", has=page.locator(".explorer"))
 
 
-def weights(area) -> list[float]:
-    return [float(text) for text in area.locator(".weight output").all_text_contents()]
-
-
-def stars(area) -> list[str]:
-    return [text.strip() for text in area.locator("tbody .star").all_text_contents()]
-
-
 def explore(page, area, expect) -> None:
-    """What a reader does, in both notebooks the same."""
-    area.scroll_into_view_if_needed()
-    assert weights(area) == [0.25] * 4 and area.locator(".map").count() > 1
-
-    # By keyboard, which stays with the slider: the notebook would go to another cell.
+    """What a notebook adds to the page, which has tests of its own: its keys, its kernel."""
     slider, output = area.get_by_role("slider", name="param_value", exact=True), area.locator(".weight output")
+    assert output.all_text_contents() == ["0.25"] * 4 and area.locator(".map").count() > 1
     slider.focus()
     active = page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex")
     page.keyboard.press("ArrowUp")
     expect(output.last).to_have_text("0.26")
-    before = stars(area)
-    page.keyboard.press("End")
-    expect(output.last).to_have_text("1.00")
-    on_values = stars(area)
     assert page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex") == active
     area.get_by_role("button", name="only format").click()
     expect(output.first).to_have_text("1.00")
-    assert len({tuple(before), tuple(on_values), tuple(stars(area))}) > 1, "no star ever moved"
-
-    # By mouse: the others make room; a locked one stays.
-    area.get_by_role("button", name="all equal").click()
-    area.get_by_label("lock format").check()
-    slider = area.get_by_role("slider", name="tool_name", exact=True)
-    slider.scroll_into_view_if_needed()
-    box = slider.bounding_box()
-    page.mouse.move(box["x"] + 8 + 0.25 * (box["width"] - 16), box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 8 + 0.6 * (box["width"] - 16), box["y"] + box["height"] / 2, steps=4)
-    page.mouse.up()
-    expect(output.nth(1)).not_to_have_text("0.25")
-    assert weights(area)[0] == 0.25 and abs(weights(area)[1] - 0.6) < 0.05 and abs(sum(weights(area)) - 1) < 0.021
-
-    # The kernel hears of it, and the other way round.
-    shown = json.loads(page.evaluate(PYTHON, "print(explorer.widget.weights)"))
-    assert [round(weight, 2) for weight in shown] == weights(area)
+    assert json.loads(page.evaluate(PYTHON, "print(explorer.widget.weights)")) == [1, 0, 0, 0]
     page.evaluate(PYTHON, "explorer.widget.weights = [0.4, 0.3, 0.2, 0.1]")
     expect(output.first).to_have_text("0.40")
-
-    area.get_by_role("button", name="Draw").click()
-    expect(area.get_by_label("lock format")).not_to_be_checked()
-    area.locator("#corners").select_option("0")
-    expect(area.locator(".map .corner").last).to_have_text("param_name")
 
 
 @pytest.mark.parametrize("name", ["01_reward_vectors", "05_bestk_and_pareto"])
@@ -166,21 +129,5 @@ def test_all_cells_run_and_the_explorer_answers(lab, tab, name):
     expect(areas).to_have_count(2 if name.startswith("05") else 1)
     explore(tab, areas.first, expect)
     if name.startswith("05"):
-        title = areas.first.locator("#title")
-        before = title.inner_text()
-        areas.first.locator("#request").select_option("1")
-        expect(title).not_to_have_text(before)
-        explore_mazes(areas.last, expect)
+        assert areas.last.locator(".picture svg").count() == areas.last.locator(".card").count() > 1
     assert tab.troubles == []
-
-
-def explore_mazes(area, expect) -> None:
-    """The walks of another maze, and other winners for a user who wants the other treasure."""
-    before = area.locator(".picture").first.inner_html()
-    area.locator("#request").select_option("1")
-    assert area.locator(".picture").first.inner_html() != before
-    won = []
-    for treasure in ("gold", "diamond"):
-        area.get_by_role("button", name=f"only {treasure}").click()
-        won.append(stars(area))
-    assert won[0] != won[1], "the same walks win for gold and for diamonds"
