@@ -41,8 +41,9 @@ base:  ## `pip install .` alone into an empty environment, and VPO's reward in i
 	$(PYTHON) -m venv build/base
 	build/base/bin/pip install --quiet .
 	build/base/bin/pip list
-	cd build/base && bin/python -c "from vpo_lab import METHODS, SetReward; print(SetReward([lambda completions, **_: \
-		[len(c) / 9 for c in completions]], candidates=2)(['hi'], ['<answer 1>abc</answer 1>']), *METHODS)"
+	cd build/base && bin/python -c "from vpo_lab import METHODS, SetReward; from vpo_lab.chains import join_chain; \
+		long = lambda completions, **_: [len(c) / 9 for c in completions]; \
+		print(*METHODS, SetReward([long], candidates=2)(['a prompt'], [join_chain(['abc', 'de'])]))"
 
 beside: setup  ## does the package install beside other people's trainers? Resolves, installs nothing
 	for other in trl==1.16.0 verl==0.9.1 ms-swift==4.6.0 axolotl; do \
