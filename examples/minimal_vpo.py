@@ -10,7 +10,17 @@ Stages 1 to 5 below are one training step. A warmup on imperfect demonstrations 
 Array names end in their axes: P prompts, G rollouts per prompt, B = P x G rollouts, M answers in a rollout,
 D objectives, K preference weights, N sets of three answers, S and T tokens of a prompt and a completion.
 
-RESULTS
+It learns. 200 held-out requests, one set of three answers each, mean and range over training seeds 0, 1, 2:
+
+|                | set reward        | best@1            | best@3            | pass@3            | distinct          |
+|----------------|-------------------|-------------------|-------------------|-------------------|-------------------|
+| after warmup   | .651 [.638, .660] | .443 [.432, .457] | .645 [.632, .654] | .072 [.070, .075] | .981 [.968, .988] |
+| after VPO      | .805 [.789, .829] | .527 [.466, .604] | .802 [.785, .827] | .295 [.235, .355] | .916 [.903, .932] |
+| at most        |                   | .772              | .971              | .839              |                   |
+
+In every seed the 95% interval of the gain in set reward over requests lies above +.09. A run takes about two
+minutes on a free core (143 s of CPU time, measured on a crowded machine). "At most" is what no policy can beat,
+as in `TinyTools.ceiling`; the full training of notebook 04 comes nearer to it.
 
 What is left out, compared with the paper (arXiv 2605.22817): the KL penalty, and several updates per batch.
 What is added: the warmup. The loss is a mean over all tokens of the batch, as in DAPO (arXiv 2503.14476).
