@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test trl base beside browser gpu workflows lint lock types bench figures report explorer publish site doctor lab clean
+.PHONY: help setup run test trl unsloth base beside browser gpu workflows lint lock types bench figures report explorer publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -28,13 +28,24 @@ setup: .venv/.ready  ## the environment in .venv
 run: setup  ## the five notebooks, about a quarter of an hour; killed, it continues where it was
 	$(BIN)/vpo-lab run --profile $(PROFILE)
 
-test: setup  ## everything that needs no GPU, a process per core
+test: setup build/unsloth/.ready  ## everything that needs no GPU, a process per core
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses auto --dist loadfile tests/static tests/unit tests/pipeline
 
 trl: setup  ## the trainer's tests on another version of TRL, e.g. make trl TRL=1.10.0
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/trl-$(TRL) trl==$(TRL)
-	PYTHONPATH=build/trl-$(TRL) $(BIN)/pytest tests/unit/test_vpo_trainer.py tests/unit/test_set_reward.py
+	PYTHONPATH=build/trl-$(TRL) $(BIN)/pytest tests/unit/test_vpo_trainer.py tests/unit/test_set_reward.py \
+		tests/pipeline/test_vpo_processes.py tests/pipeline/test_dropin.py
+
+unsloth: setup build/unsloth/.ready  ## VPO on Unsloth's own trainer, without a GPU
+	$(BIN)/pytest tests/unit/test_unsloth.py
+
+# Its wheels (34 MB) are read by that test, not installed; without a network the test says so and is skipped.
+build/unsloth/.ready: requirements/gpu.lock | setup
+	rm -rf build/unsloth
+	mkdir -p build/unsloth
+	$(BIN)/pip download --quiet $(PIP_ARGS) --no-deps --dest build/unsloth \
+		$$(grep -E '^unsloth(-zoo)?==' requirements/gpu.lock) && touch $@ || true
 
 base:  ## `pip install .` alone into an empty environment, and VPO's reward in it
 	rm -rf build/base

@@ -3,7 +3,7 @@
 Unsloth rewrites TRL's source and compiles the result: that is done for real, from its wheels, which PYTHONPATH
 holds. What needs a GPU is not: its kernels (triton and cut_cross_entropy are hollow here), its model and vLLM.
 
-Usage: unsloth_case.py unsloth|trl FILE
+Usage: unsloth_case.py FILE
 """
 
 import importlib.abc
@@ -84,30 +84,35 @@ def as_unsloth_has_it(model):
     return model
 
 
-def main(engine: str, file: Path):
-    if engine == "unsloth":
-        load_unsloth()
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+def train(trainer_class, config_class, folder: Path, prepare=lambda model: model) -> dict:
+    """Two steps with an advantage per set and per answer: by method, the batches, the log and the weights."""
     from trl_case import arguments, has_a, random_texts, rows, scripted, short, small_model, small_tokenizer
 
-    from vpo_lab import VPOConfig, VPOTrainer
-
-    saw = {"bases": [parent.__name__ for parent in VPOTrainer.__mro__]}
-    tokenizer = small_tokenizer()
+    tokenizer, saw = small_tokenizer(), {}
+    # Where the defaults of Unsloth's config are others than TRL's.
+    same = dict(optim="adamw_torch", lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0)
+    same |= dict(loss_type="dapo", mask_truncated_completions=False, epsilon=0.2, epsilon_high=0.2, beta=0.0)
+    same |= dict(temperature=1.0, gradient_accumulation_steps=2, disable_dropout=True)
     for method in ("vpo", "vpo_credit"):
-        settings = dict(method=method, gradient_accumulation_steps=2, temperature=1.0, loss_type="dapo", beta=0.0)
-        model = small_model(tokenizer)
-        trainer = scripted(VPOTrainer, random_texts(0), cut=lambda number: number == 3)(
-            model=as_unsloth_has_it(model) if engine == "unsloth" else model,
+        trainer = scripted(trainer_class, random_texts(0), cut=lambda number: number == 3)(
+            model=prepare(small_model(tokenizer)),
             reward_funcs=[has_a, short],
-            args=arguments(VPOConfig, file.parent / engine, disable_dropout=True, optim="adamw_torch", **settings),
+            args=arguments(config_class, folder / method, method=method, **same),
             train_dataset=rows(),
             processing_class=tokenizer,
         )
         trainer.train()
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         saw[method] = {"batches": trainer.batches, "log": trainer.state.log_history, "weights": weights}
-    file.write_bytes(pickle.dumps(saw))
+    return saw
 
 
-main(sys.argv[1], Path(sys.argv[2]))
+if __name__ == "__main__":
+    load_unsloth()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+    from vpo_lab import VPOConfig, VPOTrainer
+
+    target = Path(sys.argv[1])
+    seen = train(VPOTrainer, VPOConfig, target.parent / "unsloth", as_unsloth_has_it)
+    target.write_bytes(pickle.dumps({**seen, "bases": [parent.__name__ for parent in VPOTrainer.__mro__]}))
