@@ -19,7 +19,7 @@ from vpo_lab.metrics import objective_collinearity
 from vpo_lab.processes import SESSION, Session
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, evaluate
-from vpo_lab.search.summary import METRICS, at_k, metrics_of, summarize
+from vpo_lab.search.summary import REPORTED, at_k, metrics_of, summarize
 from vpo_lab.tasks import each, get_task, score_chains
 from vpo_lab.tasks.check import check_task
 from vpo_lab.tasks.maze.world import MazeTask
@@ -170,7 +170,7 @@ def test_its_pools_load_again_and_find_their_task(outside, run, spec, monkeypatc
     made = evaluate(get_profile("smoke", {**OVERRIDES, "task": spec}), "vpo_credit", run, 0, suffix=suffix)
     pool = Pool.load(run.pool(f"vpo_credit{suffix}"))
     assert pool.task == made.task == spec and pool.rewards_NCMD.shape == (6, 2, 3, 3)
-    assert metrics_of(pool) == METRICS and at_k(pool, "eum", 3).shape == (6,)
+    assert metrics_of(pool) == REPORTED and at_k(pool, "eum", 3).shape == (6,)
     rows = {row["id"]: row for row in get_task(pool.task).load(None, "test")}
     for n, row_id in enumerate(pool.ids):
         chains = [join_chain(chain) for chain in pool.answers[n]]

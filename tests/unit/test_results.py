@@ -217,6 +217,16 @@ def test_a_difference_is_taken_within_each_seed_that_has_both(tables):
     assert list(row.seeds) == [5, 2] and row.most["best@3"] > row["mean"]["best@3"] > row.least["best@3"]
 
 
+@pytest.mark.parametrize("measure", ["worst@3", "distinct"])
+def test_an_unknown_measure_is_named(tables, measure):
+    with pytest.raises(LabError, match=measure):
+        results.by_seed(tables, "vpo", measure)
+
+
+def test_what_was_not_measured_has_no_seeds(tables):
+    assert results.over_seeds(tables, "vpo", ["best@5", "best@3 - nobody"]).seeds.tolist() == [0, 0]
+
+
 def test_numbers_are_rounded_as_they_are_printed(tables):
     runs = tables["runs"].assign(entropy=0.7875)  # halves are not exact: it prints as 0.787
     assert results.over_seeds({**tables, "runs": runs}, "grpo", ["entropy"]).loc[("grpo", "entropy"), "mean"] == 0.787

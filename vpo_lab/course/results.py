@@ -257,13 +257,14 @@ def by_seed(tables: Tables, variant: str, measure: str, world: str = "tiny") -> 
     """Return one number for each training seed, by seed.
 
     measure: "best@3" (a metric at a budget), a column of `runs` such as "entropy", or "best@3 - grpo", the
-    difference to another variant within each seed that has both.
+    difference to another variant within each seed that has both. Raises LabError on another measure.
     """
     measure, _, other = measure.partition(" - ")
     name, _, k = measure.partition("@")
-    rows = tables["budgets"].query(f"k == {int(k)}") if k else tables["runs"]
-    rows = rows.query("world == @world and variant == @variant").set_index("seed")
-    values = rows[name] if name in rows else pd.Series(dtype=float)
+    rows = tables["budgets" if k else "runs"].query("world == @world and variant == @variant").set_index("seed")
+    if name not in rows:
+        raise LabError(f"unknown measure {measure!r}: a metric at a budget, as best@3, or one of {', '.join(rows)}")
+    values = rows[name][rows.k.astype(str) == k] if k else rows[name]
     return (values - by_seed(tables, other, measure, world) if other else values).dropna()
 
 
@@ -328,10 +329,9 @@ def find_results(run: Run, profile: Profile, saved: Path = SAVED) -> Run:
 
 def run_table(summary: Mapping, metric: str) -> pd.DataFrame:
     """Return a metric of every pool of a run at every budget, with the ceiling; see `search.summary.summarize`."""
-    rows = {name: {k: at[metric] for k, at in method["k"].items()} for name, method in summary["methods"].items()}
+    methods = summary["methods"].items()
     cells = {
-        name: {k: f"{mean:.3f} [{low:.2f}, {high:.2f}]" for k, (mean, low, high) in row.items()}
-        for name, row in rows.items()
+        name: {k: "{:.3f} [{:.2f}, {:.2f}]".format(*at[metric]) for k, at in one["k"].items()} for name, one in methods
     }
     if summary["ceiling"] and all(metric in limits for limits in summary["ceiling"].values()):
         cells["ceiling"] = {k: f"{limits[metric]:.3f}" for k, limits in summary["ceiling"].items()}

@@ -14,6 +14,7 @@ from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import write_json
 from vpo_lab.metrics import (
+    METRICS,
     bootstrap_interval,
     chain_best_at_k,
     chain_expected_utility_at_k,
@@ -46,15 +47,15 @@ def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
         return chain_expected_utility_at_k(pool.rewards_NCMD, weights_KD, k)
     if metric == "hypervolume":
         return _hypervolume_ratio_at_k(pool, k)
-    raise LabError(f"unknown metric {metric!r}: choose 'best', 'pass', 'eum' or 'hypervolume'")
+    raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
 
 
-METRICS = ("best", "pass", "eum")
+REPORTED = tuple(name for name in METRICS if name != "hypervolume")  # of every pool
 
 
 def metrics_of(pool: Pool) -> tuple[str, ...]:
     """The metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
-    return (*METRICS, "hypervolume") if hasattr(get_task(pool.task), "front") else METRICS
+    return tuple(METRICS) if hasattr(get_task(pool.task), "front") else REPORTED
 
 
 def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
@@ -111,7 +112,7 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
     return {
         "candidates_per_rollout": pool.m,
         "k": {
-            str(k): {**{metric: interval(at_k(pool, metric, k)) for metric in METRICS}, "tokens": tokens_at_k(pool, k)}
+            str(k): {**{metric: interval(at_k(pool, metric, k)) for metric in REPORTED}, "tokens": tokens_at_k(pool, k)}
             for k in budgets
         },
         "objectives": {name: interval(_asked(flat_NnD[:, :, d])) for d, name in enumerate(pool.objectives)},
@@ -155,7 +156,7 @@ def summarize(profile: Profile, run: Run, seed: int) -> dict:
                             at_k(pools[a], metric, k), at_k(pools[b], metric, k), resamples=resamples
                         )
                     ]
-                    for metric in METRICS
+                    for metric in REPORTED
                 }
                 for k in budgets
             }
