@@ -14,7 +14,7 @@ from vpo_lab.errors import LabError
 
 @dataclass(frozen=True)
 class Policy:
-    """Which model, and how it is loaded."""
+    """Say which model is trained, and how it is loaded."""
 
     backend: str  # one of policy.BACKENDS: "scratch", "transformers", "vllm", "unsloth"
     model: str  # a hub id or folder; for "scratch" only a label
@@ -34,7 +34,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class SFT:
-    """Warmup on single answers and on M-answer chains, half of each."""
+    """Set the warmup: half single answers, half chains of M."""
 
     steps: int
     batch_rows: int
@@ -50,7 +50,7 @@ class SFT:
 
 @dataclass(frozen=True)
 class RL:
-    """The GRPO-family stage, the same numbers for every method."""
+    """Set the RL stage, the same numbers for every method."""
 
     steps: int
     rollouts: int  # B: rollouts per optimizer step
@@ -73,7 +73,7 @@ class RL:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Pools of candidates on held-out requests."""
+    """Set the pools of candidates on held-out requests."""
 
     requests: int  # 0: the whole test split
     candidates: int = 24  # n: per request and method

@@ -2,4 +2,4 @@
 
 
 class LabError(Exception):
-    """One clear line: what was wrong, where, what to do. The CLI prints it without a traceback."""
+    """Tell a user in one clear line: what was wrong, where, what to do. The CLI prints it without a traceback."""

@@ -80,7 +80,7 @@ def read_json(path: Path) -> object:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block has filled it without an error."""
+    """Give a folder that appears under its name only when the block has filled it without an error."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     with explain_full_disk(path):

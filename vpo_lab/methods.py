@@ -63,23 +63,23 @@ class Batch:
 
     @property
     def groups(self) -> int:
-        """P, the number of prompts."""
+        """Return P, the number of prompts."""
         return len(self.rewards_BMD) // self.group_size
 
     @cached_property
     def asked_PD(self) -> np.ndarray:
-        """Which objectives the prompt of each group asks for: (P, D) bool."""
+        """Return which objectives the prompt of each group asks for: (P, D) bool."""
         return ~np.isnan(self.rewards_BMD.reshape(self.groups, -1, self.rewards_BMD.shape[-1])).all(axis=1)
 
     @cached_property
     def answers_PGMD(self) -> np.ndarray:
-        """The reward vectors of all answers, 0 where not asked; those of truncated rollouts too."""
+        """Return the reward vectors of all answers, 0 where not asked; those of truncated rollouts too."""
         rewards_BMD = np.nan_to_num(self.rewards_BMD, nan=0.0)
         return rewards_BMD.reshape(self.groups, self.group_size, *rewards_BMD.shape[1:])
 
     @cached_property
     def rewards_PGMD(self) -> np.ndarray:
-        """The same, with nothing for truncated rollouts."""
+        """Return the same, with nothing for truncated rollouts."""
         if self.truncated_B is None:
             return self.answers_PGMD
         truncated_PG = np.reshape(self.truncated_B, self.answers_PGMD.shape[:2])
@@ -87,7 +87,7 @@ class Batch:
 
     @property
     def means_PGM(self) -> np.ndarray:
-        """The plain mean of the asked objectives of every answer: the scalar of GRPO."""
+        """Return the plain mean of the asked objectives of every answer: the scalar of GRPO."""
         return self.rewards_PGMD.sum(axis=-1) / np.maximum(self.asked_PD.sum(axis=-1), 1)[:, None, None]
 
     def draw_weights(self, draws: int, alpha: float, rng: np.random.Generator) -> np.ndarray:

@@ -25,7 +25,7 @@ LAUNCHER = (
 
 @dataclass(frozen=True)
 class Session:
-    """What `vpo-lab run` tells its kernels, as JSON in one environment variable; elsewhere the defaults hold."""
+    """Hold what `vpo-lab run` tells its kernels, as JSON in one environment variable; elsewhere the defaults hold."""
 
     task_folder: str = ""  # where a relative path of a user's own task starts; "": the current folder
     until: float | None = None  # seconds since 1970 at which all training must be over; None: no limit

@@ -42,7 +42,7 @@ STEADY = ("constant", "constant_with_warmup")  # the learning rate of a step doe
 
 @dataclass(frozen=True)
 class Folder(os.PathLike):
-    """A folder with a name of its own: `folder / "x"`, `str(folder)` and `open(folder)` work as with a path."""
+    """Stand for a folder: `folder / "x"`, `str(folder)` and `open(folder)` work as with a path."""
 
     folder: Path
     until: float | None = None  # seconds since 1970 at which all training must be over; None: no limit
@@ -71,7 +71,7 @@ class Folder(os.PathLike):
 
 @dataclass(frozen=True)
 class Run(Folder):
-    """A run folder."""
+    """Know every path of a run folder."""
 
     @property
     def manifest(self) -> Path:
@@ -100,7 +100,7 @@ class Run(Folder):
 
 @dataclass(frozen=True)
 class Stage(Folder):
-    """The folder of one training."""
+    """Know every path of one training in a run."""
 
     @property
     def policy(self) -> Path:
@@ -130,7 +130,7 @@ class Stage(Folder):
 
     @property
     def stopped(self) -> dict | None:
-        """{"step", "steps", "until"} if it ended before its last step, else None."""
+        """Return {"step", "steps", "until"} if it ended before its last step, else None."""
         return read_json(self / STOPPED) if (self / STOPPED).exists() else None
 
     def stop(self, step: int, steps: int, until: float | None) -> None:

@@ -52,7 +52,7 @@ OLD_NAMES = {  # of the kept results -> today's
 
 @dataclass(frozen=True)
 class Variant:
-    """A method and what it changes in the profile; method "sft" is a start that others are trained from.
+    """Name a method and what it changes in the profile; method "sft" is a start that others are trained from.
 
     `label` is for figures, the method's own if empty. `changes` says what tells it from vpo_credit, as the heading
     of its row among the ablations; no heading, no row.
@@ -130,7 +130,7 @@ def renamed(names: Iterable[str]) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Job:
-    """One training with its evaluation, in `folder` = root/world/seed-S."""
+    """Train and evaluate one variant under one seed, in `folder` = root/world/seed-S."""
 
     root: Path
     world: str
@@ -147,7 +147,7 @@ class Job:
 
     @property
     def start(self) -> Job | None:
-        """The job whose policy this one is trained from; None for a start."""
+        """Return the job whose policy this one is trained from; None for a start."""
         variant = VARIANTS[self.variant]
         return None if variant.method == "sft" else Job(self.root, self.world, variant.start, self.seed)
 
@@ -160,13 +160,13 @@ class Job:
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """The candidate pools it leaves: the usual start is asked for single answers and for chains."""
+        """Name the candidate pools it leaves: the usual start is asked for single answers and for chains."""
         names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
         return (*names, *(f"{name}@{COOLER}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
 
     @property
     def settings(self) -> dict:
-        """What its results depend on."""
+        """Return what its results depend on."""
         settings = self.profile.settings()
         if self.start is None:  # how others go on from it is no matter to a start
             settings = {name: v for name, v in settings.items() if name == "rl.candidates" or name[:3] != "rl."}
@@ -174,7 +174,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Are its policy and pools there? LabError if its folder was made with other settings."""
+        """Tell whether its policy and pools are there. LabError if its folder was made with other settings."""
         kept = self.stage / SETTINGS
         if kept.exists() and (found := differences(read_json(kept), self.settings)):
             line = "; ".join(f"{name} {a!r}, now {b!r}" for name, (a, b) in found.items())
@@ -200,7 +200,7 @@ class Job:
 
 
 def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
-    """The jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
+    """Return the jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
 
     Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
     A world besides WORLDS may be any profile: it then runs every variant that is asked for.
@@ -224,7 +224,7 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
 
 
 def finished(root: Path) -> list[Job]:
-    """All jobs that are done below a folder, by seed and in the order of VARIANTS."""
+    """Return all jobs that are done below a folder, by seed and in the order of VARIANTS."""
     folders = {(path.parent.parent.name, path.parent.name) for path in Path(root).glob("*/seed-*/*/")}
     seeds = sorted((int(seed.partition("-")[2]), world) for world, seed in folders if seed[5:].isdigit())
     jobs = [Job(root, world, variant, seed) for seed, world in seeds if world in PROFILES for variant in VARIANTS]

@@ -62,7 +62,7 @@ SHARES = {  # how much of the time of a tiny run a notebook takes
 
 @dataclass
 class Job:
-    """One notebook of a run."""
+    """Follow one notebook of a run."""
 
     name: str
     source: Path
@@ -148,7 +148,7 @@ def run_pipeline(
 
 
 def check_parameters(notebook: Path, values: dict) -> None:
-    """LabError if the notebook does not declare one of these parameters (papermill only warns)."""
+    """Raise a LabError if the notebook does not declare one of these parameters (papermill only warns)."""
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
@@ -261,7 +261,7 @@ def _explain(job: Job) -> str:
 
 
 class Display:
-    """One progress display for the whole run: a live line in a terminal, now and then one in a log."""
+    """Show the progress of the whole run: a live line in a terminal, now and then one in a log."""
 
     def __init__(self, profile: Profile, run: Run, jobs: list[Job]):
         self.profile, self.run, self.jobs = profile, run, jobs
@@ -274,7 +274,7 @@ class Display:
             print(f"already done: {', '.join(already)}", file=sys.stderr)
 
     def fraction(self) -> float:
-        """How much of the run is done, 0 to 1, by the shares of a tiny run."""
+        """Return how much of the run is done, 0 to 1, by the shares of a tiny run."""
         return sum(SHARES[job.name] * self._part(job)[0] for job in self.jobs) / sum(SHARES.values())
 
     def _part(self, job: Job) -> tuple[float, str]:

@@ -26,7 +26,7 @@ SOLVED = 1 - 1e-9
 
 @dataclass(frozen=True)
 class Pool:
-    """The candidates of one policy. Axes: N requests, C chains, M candidates, D objectives."""
+    """Hold the candidates of one policy. Axes: N requests, C chains, M candidates, D objectives."""
 
     name: str  # "sft", "sft_chain" or a method
     task: str
@@ -42,12 +42,12 @@ class Pool:
 
     @property
     def scalar_NCM(self) -> np.ndarray:
-        """The mean of the asked objectives: what GRPO trains on and best@k is measured in."""
+        """Return the mean of the asked objectives: what GRPO trains on and best@k is measured in."""
         return mean_reward(self.rewards_NCMD)
 
     @property
     def solved_NCM(self) -> np.ndarray:
-        """1.0 where every asked objective is 1."""
+        """Return 1.0 where every asked objective is 1, else 0.0."""
         unasked_NCMD = np.isnan(self.rewards_NCMD)
         return ((self.rewards_NCMD >= SOLVED) | unasked_NCMD).all(axis=3).astype(float)
 
@@ -92,12 +92,12 @@ class Pool:
 
 
 def pool_names(profile: Profile) -> list[str]:
-    """The pools of a run: the SFT start with one answer and with chains, then every method."""
+    """Name the pools of a run: the SFT start with one answer and with chains, then every method."""
     return ["sft", "sft_chain", *profile.methods]
 
 
 def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = "", suffix: str = "") -> Pool:
-    """The pool of one policy on the test requests: sampled and saved, or loaded if it is there.
+    """Return the pool of one policy on the test requests: sampled and saved, or loaded if it is there.
 
     `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
     folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
@@ -168,7 +168,7 @@ def sample_pool(
 
 
 def sample_sets(pools: dict[str, Pool], request: int) -> dict[str, tuple[list[str], np.ndarray]]:
-    """One set of M answers per pool for a request, with reward vectors: what a widget shows.
+    """Return one set of M answers per pool for a request, with its reward vectors: what the explorer shows.
 
     M is the largest of the pools; single answers are taken as M independent samples.
     """

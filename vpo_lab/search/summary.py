@@ -33,7 +33,7 @@ from vpo_lab.weights import dirichlet_weights
 
 
 def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
-    """One metric per request at a budget of k candidates: (N,).
+    """Return one metric per request at a budget of k candidates: (N,).
 
     `metric` "best" (mean of the objectives), "pass" (all objectives 1) or "eum" (expected utility
     under uniform weightings). For chains k counts candidates, see `metrics.chain_best_at_k`.
@@ -54,7 +54,7 @@ REPORTED = tuple(name for name in METRICS if name != "hypervolume")  # of every 
 
 
 def metrics_of(pool: Pool) -> tuple[str, ...]:
-    """The metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
+    """Name the metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
     return tuple(METRICS) if hasattr(get_task(pool.task), "front") else REPORTED
 
 
@@ -85,24 +85,24 @@ def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
 
 
 def tokens_at_k(pool: Pool, k: int) -> float:
-    """The mean tokens of k candidates. Chains come whole: the budget pays for ceil(k / M) of them."""
+    """Return the mean tokens of k candidates. Chains come whole: the budget pays for ceil(k / M) of them."""
     return round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2)
 
 
 def collinearity(pool: Pool) -> float | None:
-    """The mean correlation of two objectives over all candidates; None where no objective varies."""
+    """Return the mean correlation of two objectives over all candidates; None where no objective varies."""
     correlation_DD = objective_collinearity(pool.rewards_NCMD.reshape(-1, len(pool.objectives)))
     off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
     return None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4)
 
 
 def distinct_answers(pool: Pool) -> np.ndarray:
-    """(N,): the share of different answers among all candidates for a request."""
+    """Return the share of different answers among all candidates for a request: (N,), in (0, 1]."""
     return np.array([distinct_share([answer for chain in row for answer in chain]) for row in pool.answers])
 
 
 def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dict:
-    """Everything reported of one pool; every figure is [mean, low, high] over requests, 95%."""
+    """Return everything that is reported of one pool; every figure is [mean, low, high] over requests, 95%."""
 
     def interval(values_N: np.ndarray) -> list[float]:
         return [round(x, 5) for x in bootstrap_interval(values_N, resamples=resamples)]

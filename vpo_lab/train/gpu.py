@@ -21,7 +21,7 @@ NEEDS = {"vllm": ("vllm",), "unsloth": ("unsloth", "vllm")}  # what the first tw
 
 
 def check_backend(profile: Profile) -> None:
-    """LabError, before anything is loaded, if this machine cannot run the profile's backend."""
+    """Raise a LabError, before anything is loaded, if this machine cannot run the profile's backend."""
     backend, server = profile.policy.backend, profile.policy.vllm_server
     if backend not in BACKENDS:
         raise LabError(f"unknown policy.backend {backend!r}: choose one of {', '.join(BACKENDS)}")
@@ -166,7 +166,7 @@ def _unsloth_environment() -> None:
 
 
 def trl_arguments(profile: Profile, m: int) -> dict[str, Any]:
-    """The GRPOConfig fields by which TRL samples rollouts of M answers with this backend.
+    """Return the GRPOConfig fields by which TRL samples rollouts of M answers with this backend.
 
     vLLM's probabilities differ a little from the trained model's. With plain TRL each token is weighted
     by their ratio; TRL's default would weight, or drop, a rollout by the product over all its tokens,
@@ -201,7 +201,7 @@ def trl_arguments(profile: Profile, m: int) -> dict[str, Any]:
 
 
 def left_packed(inputs: dict, pad_token_id: int):
-    """(B, T) advantages moved to where Unsloth's loss has the tokens: (B, T + the most padding of a prompt).
+    """Move (B, T) advantages to where Unsloth's loss has the tokens: (B, T + the most padding of a prompt).
 
     It moves the padding of prompts behind the completions, for each micro-batch anew (unsloth_zoo
     2026.10.7, rl_replacements.grpo_accumulated_loss), so that completions begin at different columns.
@@ -218,7 +218,7 @@ def left_packed(inputs: dict, pad_token_id: int):
 
 
 def merged_weights(generation):
-    """(name, tensor) of what vLLM is sent: base plus LoRA, added on a copy.
+    """Yield (name, tensor) of what vLLM is sent: base plus LoRA, added on a copy.
 
     TRL adds and subtracts the adapter in place at every step, which wears a bfloat16 base down: after 1000
     steps the error is as large as a third of what was learned (trl issue 6688). Not for FSDP or ZeRO-3.

@@ -17,7 +17,7 @@ from vpo_lab.weights import draw_goal
 
 
 def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
-    """(model, tokenizer) to train or sample: from an earlier stage's folder `source`, or the start.
+    """Return (model, tokenizer) to train or sample: from an earlier stage's folder `source`, or the start.
 
     Raises LabError when the hardware, a package or the model's files are missing.
     """
@@ -61,7 +61,7 @@ def _load_scratch(profile: Profile, task: Task, source: Path | None, seed: int):
 
 
 def scratch_tokenizer(profile: Profile, task: Task):
-    """The tokenizer of a from-scratch policy, trained on prompts and answers of the train split."""
+    """Return the tokenizer of a from-scratch policy, trained on prompts and answers of the train split."""
     import numpy as np
 
     from vpo_lab.train.tiny_model import train_tokenizer

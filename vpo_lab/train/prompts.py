@@ -14,7 +14,7 @@ from vpo_lab.weights import draw_goal
 
 
 def render_prompt(tokenizer, messages: list[dict], m: int, goal: dict[str, int] | None = None) -> str:
-    """The text that a completion continues: chat template, thinking off, a request for `m` answers.
+    """Return the text that a completion continues: chat template, thinking off, a request for `m` answers.
 
     `goal` is stated there too, see `chains.answer_prompt`.
 
@@ -27,7 +27,7 @@ def render_prompt(tokenizer, messages: list[dict], m: int, goal: dict[str, int] 
 
 
 def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:
-    """Rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
+    """Load the rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
     rows = task.load(profile.data or None, split)
     longest = profile.policy.max_prompt_tokens
     texts = [render_prompt(tokenizer, row["prompt"], profile.rl.candidates) for row in rows]
@@ -48,7 +48,7 @@ SLACK = 128
 
 
 def window(profile: Profile, m: int) -> int:
-    """Tokens of the longest prompt with M answers: what the model and vLLM make room for."""
+    """Return the tokens of the longest prompt with M answers: what the model and vLLM make room for."""
     return profile.policy.max_prompt_tokens + profile.policy.max_answer_tokens * m + SLACK
 
 
@@ -65,22 +65,22 @@ def _with_pad_and_eos(tokenizer):
 
 
 def answers_per_rollout(profile: Profile, method: str) -> int:
-    """M: how many answers a rollout of this method holds."""
+    """Return M, how many answers a rollout of this method holds."""
     return profile.rl.candidates if get_method(method).multi_answer else 1
 
 
 def rollouts_per_prompt(profile: Profile, method: str) -> int:
-    """G: rollouts per prompt. Equal budgets: with one answer in a rollout, a group has M times as many."""
+    """Return G, the rollouts per prompt. Equal budgets: with one answer in a rollout, a group has M times as many."""
     return profile.rl.group_size * profile.rl.candidates // answers_per_rollout(profile, method)
 
 
 def method_of(profile: Profile, name: str) -> Method:
-    """The method of that name with the profile's options, but for those that make it what it is."""
+    """Return the named method with options from the profile, except those that define the method itself."""
     method = get_method(name)
     free = set(method.option_names) - set(dict(method.options))
     return method.with_options(**{name: getattr(profile.rl, name) for name in free if hasattr(profile.rl, name)})
 
 
 def sample_goal(task: Task, rng: np.random.Generator) -> dict[str, int]:
-    """A random weighting for a prompt to state, in tenths."""
+    """Draw preference weights for a prompt to state: {objective: tenths}, summing to 10."""
     return dict(zip(task.objectives, draw_goal(len(task.objectives), rng).tolist(), strict=True))

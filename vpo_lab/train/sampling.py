@@ -34,7 +34,7 @@ def sample(
     batch: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[str], list[int]]:
-    """One sampled completion per prompt text, and how many tokens each has (its end included).
+    """Sample one completion per prompt text, and how many tokens each has (its end included).
 
     Raises LabError if temperature is not positive. The same seed, prompts and batch give the same (with
     vLLM nearly so: its arithmetic depends on what runs beside).

@@ -33,7 +33,7 @@ Demonstrate = Callable[[dict, int, np.random.Generator], list[str]]
 
 
 def own_demonstrations(profile: Profile, task: Task, policy: Path, path: Path, seed: int) -> Demonstrate:
-    """Chains of the gold and of samples drawn from `policy`, which are kept in the file `path`."""
+    """Make chains of the gold and of samples drawn from `policy`, which are kept in the file `path`."""
     if not path.exists():
         _sample_rows(profile, task, policy, path, seed)
     samples = read_json(path)
@@ -76,7 +76,7 @@ def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: i
 
 
 def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
-    """The distinct samples that may stand beside the gold in a chain, those with other rewards first.
+    """Choose the distinct samples that may stand beside the gold in a chain, those with other rewards first.
 
     Whole and well formed (as good as the gold in the objective "format", where a task has it), worth
     something, and without a tag that would cut the chain in two.
@@ -97,7 +97,7 @@ def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
 
 
 def pack_chain(gold: str, samples: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """`n` answers, shuffled: the gold and the first samples; the gold again where they are too few."""
+    """Return `n` answers, shuffled: the gold and the first samples; the gold again where they are too few."""
     answers = [gold, *samples][:n]
     answers += [gold] * (n - len(answers))
     return [answers[i] for i in rng.permutation(n)]

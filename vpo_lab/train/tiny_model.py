@@ -24,7 +24,7 @@ _PIECE = re.compile(r"</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?=
 
 
 def recurring_pieces(texts: Iterable[str], min_share: float = 0.0003) -> list[str]:
-    """The pieces of text that deserve a token: values, numbered tags, and the boilerplate between.
+    """Find the pieces of text that deserve a token: values, numbered tags, and the boilerplate between.
 
     `min_share`: how often a piece has to occur, as a share of the number of texts. A piece that
     never occurs without the same neighbour is merged with it.
@@ -70,7 +70,7 @@ def _merge(pieces: list[str], inseparable: set[tuple[str, str]]) -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str]):
-    """A byte-level tokenizer in which every recurring piece of `texts` is one token.
+    """Train a byte-level tokenizer in which every recurring piece of `texts` is one token.
 
     Returns a PreTrainedTokenizerFast with Qwen3's chat template and special tokens, padded left.
     """
@@ -95,7 +95,7 @@ def train_tokenizer(texts: Iterable[str]):
 
 
 def build_model(policy: Policy, tokenizer, seed: int):
-    """A Qwen3 model with random weights in the shape that the profile's policy states."""
+    """Build a Qwen3 model with random weights in the shape that the profile's policy states."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -38,7 +38,7 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
     reference_KD = dirichlet_weights(128, len(task.objectives), seed=0)
 
     class Trainer(VPOTrainer):
-        """VPOTrainer that asks a task what answers earn."""
+        """Ask a task what answers earn, in the place of reward functions."""
 
         def score_answers(self, inputs, prompts, answers):
             self.began = time.perf_counter()

@@ -51,7 +51,7 @@ def _option(default, text: str):
 
 @dataclass
 class VPOOptions:
-    """What VPOConfig adds to GRPOConfig."""
+    """Hold what VPOConfig adds to GRPOConfig."""
 
     candidates: int = _option(3, "M, the answers in a rollout. With 1 this is GRPO on the mean of the rewards.")
     alpha: float = _option(1.0, "Concentration of the Dirichlet from which preference weights are drawn.")
