@@ -1,6 +1,8 @@
 """Ranges in pyproject.toml, exact versions in requirements/*.lock: they agree, and every install uses them."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -66,6 +68,25 @@ def test_every_install_uses_a_lock_and_has_no_version_of_its_own():
     make, conda = (ROOT / "Makefile").read_text(), (ROOT / "environment.yml").read_text()
     assert '-c $(LOCK) -e ".[dev]"' in make and "LOCK ?= requirements/course.lock" in make
     assert "-c requirements/gpu.lock\n" in conda and "-e .[gpu,dev]\n" in conda and "==" not in conda
+
+
+# A room: the extras whose packages its modules may import; anything else has the base alone.
+ROOMS = {"processes": ["train"], "search": ["train"], "train": ["gpu"]}
+ROOMS |= {name: ["course"] for name in ("show", "tasks", "course", "cli")}
+BROUGHT_BY = {"PIL": "matplotlib", "IPython": "ipykernel", "jupyter_client": "ipykernel"}
+BROUGHT_BY |= {"packaging": "trl", "traitlets": "anywidget"}
+
+
+def test_a_module_imports_only_what_its_extra_brings():
+    for path in (ROOT / "vpo_lab").rglob("*.py"):
+        room = path.relative_to(ROOT / "vpo_lab").with_suffix("").parts[0]
+        allowed = {r.name for r in wanted(*ROOMS.get(room, []))} | {"vpo_lab"} | sys.stdlib_module_names
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module)
+            for name in {name.partition(".")[0] for name in names}:
+                assert BROUGHT_BY.get(name, name) in allowed, f"{path}: {name} is in no extra of {room}"
 
 
 def test_pre_commit_uses_the_locked_ruff():
