@@ -14,8 +14,8 @@ import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.methods import METHODS
-from vpo_lab.show.style import INK, MANY, METHOD_LABEL, PALE, SOFT, _axes, _styled, candidate_color
-from vpo_lab.show.vectors import _vectors
+from vpo_lab.show.style import INK, MANY, METHOD_LABEL, PALE, SOFT, new_axes, styled, candidate_color
+from vpo_lab.show.vectors import as_vectors
 from vpo_lab.weights import dirichlet_weights, set_reward, winners
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TOY_CHAINS = ("AAA", "CCC", "BBB", "ACC", "ABC")
 # --- The mechanism --------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def mechanism(
     answers: Mapping[str, Sequence[float]] = TOY_ANSWERS,
     chains: Sequence[str] = TOY_CHAINS,
@@ -47,14 +47,14 @@ def mechanism(
         raise LabError("mechanism: expected chains of answers' letters, at least one, all of one length")
     if unknown := used - set(letters):
         raise LabError(f"mechanism: no answer is called {min(unknown)!r}; there are {', '.join(letters) or 'none'}")
-    vectors = dict(zip(letters, _vectors(list(answers.values()), 2), strict=True))
+    vectors = dict(zip(letters, as_vectors(list(answers.values()), 2), strict=True))
     rewards_GMD = np.array([[vectors[letter] for letter in chain] for chain in chains])
     colors = {letter: candidate_color(number) for number, letter in enumerate(letters)}
     paid, advantages = _payment(rewards_GMD)
     best = {name: chains[int(np.argmax(advantage_G))] for name, advantage_G in advantages.items()}
     favourites = f"GRPO reinforces {best['grpo']} most, VPO {best['vpo']}.\nDark bars: made likelier. Pale: made rarer."
     width, height = 11.0, 4.15
-    figure, (page,) = _axes(width=width, height=height)
+    figure, (page,) = new_axes(width=width, height=height)
     figure.set_layout_engine("none")
     page.set_position((0, 0, 1, 1))
     page.set(xlim=(0, width), ylim=(0, height))

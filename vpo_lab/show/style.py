@@ -83,7 +83,7 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable) -> Callable:
+def styled(draw: Callable) -> Callable:
     """Run a plot function under the common style, whatever the reader's own settings are."""
 
     @wraps(draw)
@@ -96,7 +96,7 @@ def _styled(draw: Callable) -> Callable:
     return styled
 
 
-def _axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float = 3.9) -> tuple[Figure, list[Axes]]:
+def new_axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float = 3.9) -> tuple[Figure, list[Axes]]:
     """A white figure and its axes, row by row; closed in pyplot, so that it is shown only when asked."""
     import matplotlib.pyplot as plt
 
@@ -140,7 +140,7 @@ def spread(positions: Sequence[float], gap: float) -> np.ndarray:
     return moved
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write each line's name at its right end: (y, text, colour), moved apart where they would overlap.
 
     A thin line leads from a line's end to its name, so that the colour is not needed to find it.
@@ -161,17 +161,17 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def _log2_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+def log2_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(values) / 1.12, max(values) * 1.12)
     axes.minorticks_off()
     axes.set_xlabel(label)
 
 
-def _band(
+def draw_band(
     axes: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], name: str, every: int = 1
 ) -> tuple[float, str, str]:
-    """A method's line, a marker at `every` so many points, and its interval; returns its end for `_label_ends`."""
+    """A method's line, a marker at `every` so many points, and its interval; returns its end for `label_ends`."""
     mean, low, high = np.array(intervals, dtype=float).T
     style = method_style(name)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0, antialiased=False)

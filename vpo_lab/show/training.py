@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import LOG_LABEL, _axes, _band, _label_ends, _styled, method_label, method_style
+from vpo_lab.show.style import LOG_LABEL, new_axes, draw_band, label_ends, styled, method_label, method_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ def smooth(values: Sequence[float], window: int) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-@_styled
+@styled
 def training_curves(logs: Mapping[str, list[dict]], metrics: Sequence[str], window: int = 0) -> Figure:
     """Logged metrics against the step, one panel each: smoothed in front, raw faint behind.
 
@@ -36,13 +36,13 @@ def training_curves(logs: Mapping[str, list[dict]], metrics: Sequence[str], wind
     return _panels(logs, {metric: LOG_LABEL.get(metric, metric) for metric in metrics}, window)
 
 
-@_styled
+@styled
 def collapse(logs: Mapping[str, list[dict]], window: int = 0) -> Figure:
     """How alike a policy's rollouts become while it learns: distinct texts, entropy, best of a group."""
     return _panels(logs, {m: LOG_LABEL[m] for m in ("distinct_rollouts", "entropy", "best_of_group")}, window)
 
 
-@_styled
+@styled
 def curves_over_seeds(curves: Mapping[str, Mapping[str, np.ndarray]], metrics: Sequence[str]) -> Figure:
     """Logged metrics against the step, one panel each: the mean over seeds, and the range over seeds as a band.
 
@@ -50,18 +50,18 @@ def curves_over_seeds(curves: Mapping[str, Mapping[str, np.ndarray]], metrics: S
     """
     if not curves:
         raise LabError("no curves to draw: give at least one method")
-    figure, panels = _axes(len(metrics), width=4.9 * len(metrics), height=4.0)
+    figure, panels = new_axes(len(metrics), width=4.9 * len(metrics), height=4.0)
     for axes, metric in zip(panels, metrics, strict=True):
         ends = []
         for name, curve in curves.items():
             if metric in curve:
                 steps, bands = curve["step"], np.asarray(curve[metric], dtype=float)
                 smoothed = np.column_stack([smooth(column, len(steps) // 15) for column in bands.T])
-                ends.append(_band(axes, steps, smoothed, name, every=max(1, len(steps) // 6)))
+                ends.append(draw_band(axes, steps, smoothed, name, every=max(1, len(steps) // 6)))
         axes.set_title(LOG_LABEL.get(metric, metric))
         axes.set_xlabel("step")
         axes.margins(x=0.02)
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     return figure
 
 
@@ -72,13 +72,13 @@ def _panels(logs: Mapping[str, list[dict]], titles: Mapping[str, str], window: i
     titles = {metric: title for metric, title in titles.items() if metric in known}  # Unsloth logs fewer than TRL
     columns = 2 if len(titles) == 4 else min(len(titles), 3)
     rows = -(-len(titles) // columns)
-    figure, panels = _axes(columns, rows, width=max(3.7 * columns, 5.4), height=3.1 * rows)
+    figure, panels = new_axes(columns, rows, width=max(3.7 * columns, 5.4), height=3.1 * rows)
     for axes, (metric, title) in zip(panels, titles.items(), strict=False):
         ends = [_draw_log(axes, log, metric, name, window) for name, log in logs.items()]
         ends = [end for end in ends if end]
         axes.set_title(title)
         axes.set_xlabel("step")
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
     return figure

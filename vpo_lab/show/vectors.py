@@ -14,9 +14,9 @@ from vpo_lab.show.style import (
     MANY,
     OKABE_ITO,
     SOFT,
-    _axes,
-    _label_ends,
-    _styled,
+    new_axes,
+    label_ends,
+    styled,
     candidate_color,
     method_label,
     method_style,
@@ -34,31 +34,31 @@ _HEIGHT = np.sqrt(3) / 2  # of the simplex drawn as a triangle with sides of 1
 # --- Reward vectors and weightings ----------------------------------------------------------------
 
 
-def _names(names: Sequence[str] | None, n: int) -> list[str]:
+def row_names(names: Sequence[str] | None, n: int) -> list[str]:
     names = [chr(ord("A") + i) if n <= 26 else str(i + 1) for i in range(n)] if names is None else list(names)
     if len(names) != n:
         raise LabError(f"{len(names)} names for {n} rows: give one each")
     return names
 
 
-def _vectors(rewards: np.ndarray, d: int | None = None) -> np.ndarray:
+def as_vectors(rewards: np.ndarray, d: int | None = None) -> np.ndarray:
     rewards = np.asarray(rewards, dtype=float)
     if rewards.ndim != 2 or 0 in rewards.shape or (d is not None and rewards.shape[1] != d):
         raise LabError(f"rewards of shape {rewards.shape}: expected (M, {d or 'D'}), none of them 0")
     return rewards
 
 
-@_styled
+@styled
 def reward_vectors(
     rewards_MD: np.ndarray, objectives: Sequence[str], names: Sequence[str] | None = None, mean: bool = True
 ) -> Figure:
     """Reward vectors in [0, 1] as an annotated table of colours, with their plain mean set apart."""
-    rewards_MD = _vectors(rewards_MD)
-    names = _names(names, len(rewards_MD))
+    rewards_MD = as_vectors(rewards_MD)
+    names = row_names(names, len(rewards_MD))
     columns = [*objectives, "mean"] if mean else list(objectives)
     table = np.column_stack([rewards_MD, rewards_MD.mean(axis=1)]) if mean else rewards_MD
     longest = max(map(len, names))
-    figure, (axes,) = _axes(width=1.1 + 0.085 * longest + 1.05 * len(columns), height=0.7 + 0.42 * len(names))
+    figure, (axes,) = new_axes(width=1.1 + 0.085 * longest + 1.05 * len(columns), height=0.7 + 0.42 * len(names))
     axes.imshow(table, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.7 else "#222222")
@@ -80,7 +80,7 @@ def _cell_borders(axes: Axes, shape: tuple[int, int]) -> None:
     axes.tick_params(which="both", length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
 
 
-@_styled
+@styled
 def advantage_heatmap(advantages: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Figure:
     """The same rollouts under several methods: which ones each would reinforce (+) or weaken (−).
 
@@ -89,10 +89,10 @@ def advantage_heatmap(advantages: Mapping[str, np.ndarray], names: Sequence[str]
     if not advantages or len({len(np.atleast_1d(a)) for a in advantages.values()}) != 1:
         raise LabError("advantages: expected at least one method, and as many rollouts for each")
     table = np.array([np.atleast_1d(a) for a in advantages.values()], dtype=float)
-    names = _names(names, table.shape[1])
+    names = row_names(names, table.shape[1])
     longest = max(map(len, names))
     width = max(0.72, 0.1 * longest + 0.15)
-    figure, (axes,) = _axes(width=1.5 + width * len(names), height=0.65 + 0.5 * len(table))
+    figure, (axes,) = new_axes(width=1.5 + width * len(names), height=0.65 + 0.5 * len(table))
     _draw_advantages(axes, dict(zip(advantages, table, strict=True)), names)
     return figure
 
@@ -110,7 +110,7 @@ def _draw_advantages(axes: Axes, advantages: Mapping[str, np.ndarray], names: Se
     axes.set_yticks(range(len(table)), [method_label(name) for name in advantages])
 
 
-@_styled
+@styled
 def upper_envelope(
     rewards_M2: np.ndarray, names: Sequence[str] | None = None, objectives: Sequence[str] = ("r₁", "r₂")
 ) -> Figure:
@@ -119,12 +119,12 @@ def upper_envelope(
     The best candidate at each w is the upper envelope. Weights drawn from Dirichlet(1) are uniform
     in D = 2, so the shaded area is the set reward. The strip below names the winner, ties in stripes.
     """
-    rewards_M2 = _vectors(rewards_M2, 2)
-    names = _names(names, len(rewards_M2))
+    rewards_M2 = as_vectors(rewards_M2, 2)
+    names = row_names(names, len(rewards_M2))
     w = np.linspace(0, 1, 1001)
     scores_KM = np.column_stack([w, 1 - w]) @ rewards_M2.T
     best_K = scores_KM.max(axis=1)
-    figure, (axes,) = _axes(width=6.2, height=4.0)
+    figure, (axes,) = new_axes(width=6.2, height=4.0)
     axes.fill_between(w, 0, best_K, color="#BBBBBB", alpha=0.35, linewidth=0)
     axes.plot(w, best_K, color="#222222", linewidth=5, alpha=0.25, solid_capstyle="round")
     ends = []
@@ -137,7 +137,7 @@ def upper_envelope(
     axes.set_yticks([tick for tick in axes.get_yticks() if -1e-9 <= tick <= max(1.0, best_K.max()) + 1e-9])
     axes.set_xlabel(f"weight on {objectives[0]}  (the rest on {objectives[1]})")
     axes.set_title(f"utility w·r; shaded area = set reward = {np.trapezoid(best_K, w):.3f}")
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
     return figure
 
 
@@ -177,20 +177,20 @@ def _triangle(axes: Axes, objectives: Sequence[str]) -> None:
     axes.axis("off")
 
 
-@_styled
+@styled
 def simplex_scatter(
     weights: Mapping[float, np.ndarray], objectives: Sequence[str] = ("w = (1,0,0)", "w = (0,1,0)", "w = (0,0,1)")
 ) -> Figure:
     """Weightings of three objectives drawn under several alphas: alpha -> (K, 3)."""
-    figure, panels = _axes(len(weights), width=3.2 * len(weights), height=3.2)
+    figure, panels = new_axes(len(weights), width=3.2 * len(weights), height=3.2)
     for axes, (alpha, weights_K3) in zip(panels, weights.items(), strict=True):
-        axes.scatter(*simplex_xy(_vectors(weights_K3, 3)).T, s=9, color=OKABE_ITO[0], alpha=0.55, linewidths=0)
+        axes.scatter(*simplex_xy(as_vectors(weights_K3, 3)).T, s=9, color=OKABE_ITO[0], alpha=0.55, linewidths=0)
         _triangle(axes, objectives)
         axes.set_title(f"alpha = {alpha:g}", loc="center")
     return figure
 
 
-@_styled
+@styled
 def simplex_winners(
     rewards_M3: np.ndarray,
     names: Sequence[str] | None = None,
@@ -205,14 +205,14 @@ def simplex_winners(
     from matplotlib.colors import to_rgb
     from matplotlib.patheffects import withStroke
 
-    rewards_M3 = _vectors(rewards_M3, 3)
-    names = _names(names, len(rewards_M3))
+    rewards_M3 = as_vectors(rewards_M3, 3)
+    names = row_names(names, len(rewards_M3))
     weights_hw3, inside = _simplex_grid(pixels)
     won_hwM = winners(rewards_M3, weights_hw3.reshape(-1, 3)).reshape(*inside.shape, -1)
     colors = np.array([to_rgb(candidate_color(i)) for i in range(len(names))])
     rows, columns = np.indices(inside.shape)
     tint = 0.35 + 0.65 * _striped(won_hwM, colors, (rows + columns) // 14)  # paler: the names stand on it
-    figure, (axes,) = _axes(width=5.2, height=4.5)
+    figure, (axes,) = new_axes(width=5.2, height=4.5)
     image = np.dstack([tint, inside.astype(float)])
     axes.imshow(image, origin="lower", extent=(0, 1, 0, _HEIGHT), interpolation="nearest", zorder=1)
     for group, share, (x, y) in _regions(won_hwM, inside):
@@ -259,7 +259,7 @@ def wins_somewhere(rewards_n2: np.ndarray, tolerance: float = 1e-9) -> np.ndarra
 
     Point i beats j where w c_1 + (1 - w) c_2 >= 0, c = r_i - r_j: an interval of w for each j.
     """
-    rewards_n2 = _vectors(rewards_n2, 2)
+    rewards_n2 = as_vectors(rewards_n2, 2)
     difference = rewards_n2[:, None] - rewards_n2[None]  # (n, n, 2): i against j
     slope, offset = difference[..., 0] - difference[..., 1], difference[..., 1] + tolerance
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -270,7 +270,7 @@ def wins_somewhere(rewards_n2: np.ndarray, tolerance: float = 1e-9) -> np.ndarra
     return (np.maximum(low, 0) <= np.minimum(high, 1) + tolerance) & ~never
 
 
-@_styled
+@styled
 def pareto(
     rewards_nD: np.ndarray,
     dims: tuple[int, int] = (0, 1),
@@ -284,11 +284,11 @@ def pareto(
     """
     from vpo_lab.metrics import pareto_optimal
 
-    rewards_n2 = _vectors(rewards_nD)[:, list(dims)]
+    rewards_n2 = as_vectors(rewards_nD)[:, list(dims)]
     points, where, counts = np.unique(rewards_n2, axis=0, return_inverse=True, return_counts=True)
     optimal, linear = pareto_optimal(points), wins_somewhere(points)
     linear &= optimal  # a weakly dominated point ties at a corner of the simplex and is no gain
-    figure, (axes,) = _axes(width=5.6, height=4.2)
+    figure, (axes,) = new_axes(width=5.6, height=4.2)
     size = 45 + 130 * np.sqrt((counts - 1) / max(counts.max() - 1, 1))
     kinds = (  # label, which, face, edge, marker
         ("dominated", ~optimal, "#C8C8C8", "#888888", "o"),
@@ -302,7 +302,7 @@ def pareto(
             style = {"facecolor": face, "edgecolor": edge, "marker": marker, "linewidths": 1.6}
             axes.scatter(*points[mask].T, s=size[mask], label=label, zorder=3, **style)
     if names is not None:
-        _name_points(axes, points, where.reshape(-1), _names(names, len(rewards_n2)))
+        _name_points(axes, points, where.reshape(-1), row_names(names, len(rewards_n2)))
     labels = objectives or [f"objective {d}" for d in range(np.shape(rewards_nD)[1])]
     axes.set_xlabel(labels[dims[0]])
     axes.set_ylabel(labels[dims[1]])
@@ -330,7 +330,7 @@ def pareto_3d(
 
     figure = go.Figure()
     for name, rewards_nD in rewards.items():
-        points, counts = np.unique(_vectors(rewards_nD)[:, list(dims)], axis=0, return_counts=True)
+        points, counts = np.unique(as_vectors(rewards_nD)[:, list(dims)], axis=0, return_counts=True)
         x, y, z = points.T
         size = 4 + 10 * np.sqrt(counts / counts.max())
         marker = {"size": size, "color": method_style(name)["color"], "opacity": 0.75}
@@ -357,7 +357,7 @@ def _advantages(rewards_GMD: np.ndarray, names: Sequence[str]) -> dict[str, np.n
     return {name: METHODS[name].advantages(rewards_GMD, group_size, np.random.default_rng(0)) for name in names}
 
 
-@_styled
+@styled
 def judged_group(
     rewards_GMD: np.ndarray, objectives: Sequence[str], names: Sequence[str] = ("grpo", "vpo"), subject: str = ""
 ) -> Figure:
@@ -372,7 +372,7 @@ def judged_group(
     chains, answers, _ = rewards_GMD.shape
     advantages = _advantages(rewards_GMD, names)
     below = 0.3 * answers
-    figure, (above, table) = _axes(
+    figure, (above, table) = new_axes(
         1, 2, width=1.5 + 0.95 * chains, height=1.5 + 0.5 * len(advantages) + below + 0.3 * bool(subject)
     )
     above.get_gridspec().set_height_ratios([0.5 * len(advantages), below])
@@ -406,7 +406,7 @@ def _draw_vectors(axes: Axes, rewards_GMD: np.ndarray, objectives: Sequence[str]
 # --- Before and after training --------------------------------------------------------------------
 
 
-@_styled
+@styled
 def winner_regions(
     sets: Mapping[str, np.ndarray], objectives: Sequence[str], pixels: int = 360, subject: str = ""
 ) -> Figure:
@@ -421,10 +421,10 @@ def winner_regions(
 
     if not sets:
         raise LabError("no set to draw: give at least one")
-    vectors = {name: np.unique(_vectors(rewards_M3, 3).round(6), axis=0) for name, rewards_M3 in sets.items()}
+    vectors = {name: np.unique(as_vectors(rewards_M3, 3).round(6), axis=0) for name, rewards_M3 in sets.items()}
     weights_hw3, inside = _simplex_grid(pixels)
     weights_K3 = dirichlet_weights(MANY, 3)
-    figure, panels = _axes(len(vectors), width=max(2.6 * len(vectors), 3.4), height=3.5 + 0.3 * bool(subject))
+    figure, panels = new_axes(len(vectors), width=max(2.6 * len(vectors), 3.4), height=3.5 + 0.3 * bool(subject))
     numbers: dict[tuple, int] = {}  # of the vectors that win somewhere, in the order in which they appear
     for axes, (name, vectors_M3) in zip(panels, vectors.items(), strict=True):
         won_hwM = winners(vectors_M3, weights_hw3.reshape(-1, 3)).reshape(*inside.shape, -1)
@@ -490,7 +490,7 @@ def attainment(rewards_Sn2: np.ndarray, x: Sequence[float], y: Sequence[float]) 
     return shares_YX
 
 
-@_styled
+@styled
 def fronts(sets: Mapping[str, np.ndarray], objectives: Sequence[str], subject: str = "") -> Figure:
     """Reward vectors and fronts of many sets, one panel for each policy, by two objectives.
 
@@ -504,7 +504,7 @@ def fronts(sets: Mapping[str, np.ndarray], objectives: Sequence[str], subject: s
         shape = np.shape(rewards_Sn2)
         if len(shape) != 3 or 0 in shape or shape[2] != 2:
             raise LabError(f"rewards of {name} have shape {shape}: expected (S, n, 2), none of them 0")
-    figure, panels = _axes(len(sets), width=max(3.4 * len(sets), 4.4), height=4.4 + 0.3 * bool(subject))
+    figure, panels = new_axes(len(sets), width=max(3.4 * len(sets), 4.4), height=4.4 + 0.3 * bool(subject))
     for axes, (name, rewards_Sn2) in zip(panels, sets.items(), strict=True):
         rewards_Sn2 = np.asarray(rewards_Sn2, dtype=float)
         _draw_front(axes, rewards_Sn2, method_style(name)["color"])

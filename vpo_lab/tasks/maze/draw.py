@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import _axes, _styled, candidate_color, method_label
-from vpo_lab.show.vectors import _names, _vectors
+from vpo_lab.show.style import new_axes, styled, candidate_color, method_label
+from vpo_lab.show.vectors import row_names, as_vectors
 from vpo_lab.tasks.maze.world import MOVES, OBJECTIVES, Maze, parse_maze, score, walk
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ MAZE_CELLS = {  # what lies there: cell colour, marker, marker colour
 }
 
 
-@_styled
+@styled
 def maze_paths(
     gold: str,
     paths: Sequence[str],
@@ -41,14 +41,14 @@ def maze_paths(
     (n, 4), scored here if left out.
     """
     maze = parse_maze(gold)
-    names = _names(names, len(paths))
+    names = row_names(names, len(paths))
     if rewards_n4 is None and paths:
         rewards_n4 = np.stack([score(path, gold) for path in paths])
-    rewards_n4 = _vectors(rewards_n4, len(OBJECTIVES)) if paths else np.zeros((0, len(OBJECTIVES)))
-    _names(names, len(rewards_n4))
+    rewards_n4 = as_vectors(rewards_n4, len(OBJECTIVES)) if paths else np.zeros((0, len(OBJECTIVES)))
+    row_names(names, len(rewards_n4))
     side, moves = 0.62 * maze.size, 0.5 + 0.14 * maze.budget
     listed = 0.1 * max([4, *map(len, names)]) + moves + 0.95 * len(OBJECTIVES)
-    figure, (grid, table) = _axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
+    figure, (grid, table) = new_axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
     grid.get_gridspec().set_width_ratios([side, listed])
     _draw_maze(grid, maze)
     _maze_legend(grid, grid.legend, loc="upper center", bbox_to_anchor=(0.5, 0.0))
@@ -59,7 +59,7 @@ def maze_paths(
     return figure
 
 
-@_styled
+@styled
 def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
     """The same maze once for every method, with the set of walks that each answered: method -> answers."""
     if not sets:
@@ -67,7 +67,7 @@ def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
     maze = parse_maze(gold)
     columns = min(len(sets), 5)
     rows, side = -(-len(sets) // columns), 0.5 * maze.size
-    figure, panels = _axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
+    figure, panels = new_axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
     for axes, (name, paths) in zip(panels, sets.items(), strict=False):
         _draw_maze(axes, maze)
         for number, path in enumerate(paths):
