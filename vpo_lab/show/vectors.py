@@ -148,22 +148,22 @@ def upper_envelope(
 def _winner_strip(axes: Axes, rewards_M2: np.ndarray, w: np.ndarray) -> None:
     """Draw the winner at each w as a coloured bar under the axis, ties in stripes."""
     won_KM = winners(rewards_M2, np.column_stack([w, 1 - w]))
-    colors_M3 = _colors(range(len(rewards_M2)))
-    strip = _striped(won_KM[None], colors_M3, np.arange(len(w))[None] // 12)
+    strip = _striped(won_KM[None], range(len(rewards_M2)), width=12)
     axes.imshow(strip, extent=(0, 1, -0.085, -0.025), aspect="auto", interpolation="nearest", zorder=3)
 
 
-def _colors(numbers: Iterable[int]) -> np.ndarray:
+def _striped(won_hwM: np.ndarray, numbers: Iterable[int], width: int) -> np.ndarray:
+    """Return the winner's colour in every pixel, (h, w, 3); where several tie, in stripes of some pixels.
+
+    numbers: of the M candidates, which decide their colours.
+    """
     from matplotlib.colors import to_rgb
 
-    return np.array([to_rgb(candidate_color(number)) for number in numbers])
-
-
-def _striped(won: np.ndarray, colors_M3: np.ndarray, stripes: np.ndarray) -> np.ndarray:
-    """Return the winner's colour in every pixel, in turns where several tie: (h, w, M), (h, w) -> (h, w, 3)."""
-    turn = stripes % won.sum(axis=-1)
-    nth = np.cumsum(won, axis=-1) - 1
-    return colors_M3[(won & (nth == turn[..., None])).argmax(axis=-1)]
+    colors_M3 = np.array([to_rgb(candidate_color(number)) for number in numbers])
+    rows, columns = np.indices(won_hwM.shape[:2])
+    turn_hw = (rows + columns) // width % won_hwM.sum(axis=-1)
+    nth_hwM = np.cumsum(won_hwM, axis=-1) - 1
+    return colors_M3[(won_hwM & (nth_hwM == turn_hw[..., None])).argmax(axis=-1)]
 
 
 # --- The simplex of three objectives --------------------------------------------------------------
@@ -213,8 +213,7 @@ def simplex_winners(
     names = row_names(names, len(rewards_M3))
     weights_hw3, inside = _simplex_grid(pixels)
     won_hwM = winners(rewards_M3, weights_hw3.reshape(-1, 3)).reshape(*inside.shape, -1)
-    rows, columns = np.indices(inside.shape)
-    colors_hw3 = _striped(won_hwM, _colors(range(len(names))), (rows + columns) // 14)
+    colors_hw3 = _striped(won_hwM, range(len(names)), width=14)
     figure, (axes,) = new_axes(width=5.2, height=4.5)
     regions = [
         (f"{' = '.join(names[i] for i in group)}\n{share:.0%}", place)
@@ -312,9 +311,9 @@ def pareto(
         if mask.any():
             style = {"facecolor": face, "edgecolor": edge, "marker": marker, "linewidths": 1.6}
             axes.scatter(*points[mask].T, s=size[mask], label=label, zorder=3, **style)
-    for number, point in enumerate(points if names is not None else ()):
-        equal = np.flatnonzero(where.reshape(-1) == number)
-        text = " = ".join(row_names(names, len(rewards_n2))[n] for n in equal)
+    names = row_names(names, len(rewards_n2)) if names is not None else []
+    for number, point in enumerate(points if names else ()):
+        text = " = ".join(names[n] for n in np.flatnonzero(where.reshape(-1) == number))
         axes.annotate(text, point, xytext=(8, 6), textcoords="offset points", fontweight="bold", zorder=4)
     labels = objectives or [f"objective {d}" for d in range(np.shape(rewards_nD)[1])]
     axes.set_xlabel(labels[dims[0]])
@@ -460,9 +459,7 @@ def _worth(vectors_M3: np.ndarray, won_hwM: np.ndarray, weights_hw3: np.ndarray,
 
     In sixteen steps, and a dark line where the winner changes.
     """
-    colors_M3 = _colors(numbers.get(tuple(vector), 0) for vector in vectors_M3)
-    rows, columns = np.indices(won_hwM.shape[:2])
-    full_hw3 = _striped(won_hwM, colors_M3, (rows + columns) // 10)
+    full_hw3 = _striped(won_hwM, (numbers.get(tuple(vector), 0) for vector in vectors_M3), width=10)
     worth_hw1 = (weights_hw3 @ vectors_M3.T).max(axis=2, keepdims=True).clip(0, 1)
     image_hw3 = 1 - np.round(16 * worth_hw1) / 16 * (1 - full_hw3)
     for axis in (0, 1):
