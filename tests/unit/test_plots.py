@@ -255,7 +255,7 @@ def test_pictures_of_vectors(rewards_M3):
     drawn(show.simplex_winners(rewards_M3, objectives=OBJECTIVES[:3]))
     drawn(show.upper_envelope(rewards_M3[:, :2]))
     drawn(show.reward_vectors(rewards_M3, OBJECTIVES[:3], [f"a longer name {i}" for i in range(len(rewards_M3))]))
-    drawn(show.reward_vectors(rewards_M3, OBJECTIVES[:3], mean=False))
+    drawn(show.reward_vectors(rewards_M3, OBJECTIVES[:3]))
     drawn(show.pareto(rewards_M3, (0, 2), names=list("ABC")[: len(rewards_M3)], objectives=OBJECTIVES))
     drawn(show.advantage_heatmap({"grpo": rewards_M3[:, 0] - 0.5, "vpo": rewards_M3[:, 1]}))
 

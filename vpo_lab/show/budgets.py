@@ -11,21 +11,19 @@ from vpo_lab.errors import LabError
 from vpo_lab.metrics import METRIC_TITLES
 from vpo_lab.show.style import (
     METHOD_STYLE,
-    _axes,
-    _band,
-    _label_ends,
-    _log2_axis,
-    _styled,
+    draw_band,
+    label_ends,
+    log2_axis,
     method_label,
     method_style,
+    new_axes,
+    styled,
+    write_subject,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-# --- Results: what a budget of k candidates buys --------------------------------------------------
 
 
 def _budgets(summary: dict) -> list[int]:
@@ -35,137 +33,129 @@ def _budgets(summary: dict) -> list[int]:
     return [int(k) for k in next(iter(methods.values()))["k"]]
 
 
-def _draw_budget(axes: Axes, summary: dict, metric: str) -> None:
-    budgets = _budgets(summary)
-    ends = []
-    for name, method in summary["methods"].items():
-        ends.append(_band(axes, budgets, [method["k"][str(k)][metric] for k in budgets], name))
-    ceiling = summary.get("ceiling") or {}
-    limits = [ceiling.get(str(k), {}).get(metric, np.nan) for k in budgets]
-    if np.isfinite(limits).any():
-        axes.plot(budgets, limits, color="#222222", linewidth=1.2, linestyle=(0, (6, 3)))
-        ends.append((limits[-1], "ceiling", "#222222"))
-    _log2_axis(axes, budgets, "k, candidates")
-    axes.set_xticks(budgets, [str(k) for k in budgets])
-    axes.set_title(METRIC_TITLES.get(metric, metric))
-    _label_ends(axes, ends)
-
-
 def _check_metric(metric: str) -> None:
     if metric not in METRIC_TITLES:
         raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRIC_TITLES)}")
 
 
-@_styled
-def budget_curves(summary: dict, metric: str = "best") -> Figure:
-    """One metric against the budget k, every method with its interval, and the world's ceiling.
-
-    summary: what `evaluation.summarize` returns; metric "best", "pass" or "eum".
-    """
+def _draw_budget(axes: Axes, summary: dict, metric: str) -> None:
     _check_metric(metric)
-    figure, (axes,) = _axes(width=6.2, height=3.8)
+    budgets = _budgets(summary)
+    ends = [
+        draw_band(axes, budgets, [method["k"][str(k)][metric] for k in budgets], name)
+        for name, method in summary["methods"].items()
+    ]
+    ceiling = summary.get("ceiling") or {}
+    limits = [ceiling.get(str(k), {}).get(metric, np.nan) for k in budgets]
+    if np.isfinite(limits).any():
+        axes.plot(budgets, limits, color="#222222", linewidth=1.2, linestyle=(0, (6, 3)))
+        ends.append((limits[-1], "ceiling", "#222222"))
+    log2_axis(axes, budgets, "k, candidates")
+    axes.set_xticks(budgets, [str(k) for k in budgets])
+    axes.set_title(METRIC_TITLES[metric])
+    label_ends(axes, ends)
+
+
+@styled
+def budget_curves(summary: dict, metric: str = "best") -> Figure:
+    """Draw one metric against the budget k: every method with its interval, and the task's ceiling.
+
+    summary: what `search.summarize` returns; metric: a name in METRICS. LabError for another one.
+    """
+    figure, (axes,) = new_axes(width=6.2, height=3.8)
     _draw_budget(axes, summary, metric)
     axes.set_xlabel("k, candidates (band: 95%)")
     return figure
 
 
-@_styled
+@styled
 def headline(summary: dict) -> Figure:
-    """best@k and pass@k side by side: the whole comparison in one picture."""
-    figure, axes = _axes(2, width=9.6, height=4.0)
+    """Draw best@k and pass@k side by side: the whole comparison in one picture."""
+    figure, axes = new_axes(2, width=9.6, height=4.0)
     for one, metric in zip(axes, ("best", "pass"), strict=True):
         _draw_budget(one, summary, metric)
-    if subject := _subject(summary):
-        figure.suptitle(subject, x=0.01, ha="left", fontsize=10, color="#555555")
-    return figure
-
-
-def _subject(summary: dict) -> str:
-    """What was measured, in the summary's own words."""
     parts = [f"profile {summary['profile']}"] if "profile" in summary else []
     parts += [f"{summary['requests']} held-out requests"] if "requests" in summary else []
     parts += [f"band: {summary['interval']}"] if "interval" in summary else []
-    return ", ".join(parts)
+    write_subject(figure, ", ".join(parts))
+    return figure
 
 
-@_styled
+@styled
 def tokens_curve(summary: dict, metric: str = "best") -> Figure:
-    """The same metric against the tokens that the budget costs: chains are longer, so k alone flatters them."""
-    _check_metric(metric)
-    figure, (axes,) = _axes(width=6.2, height=3.8)
+    """Draw a metric against the tokens that the budget costs: k alone favours chains, which are longer."""
+    figure, (axes,) = new_axes(width=6.2, height=3.8)
     _draw_tokens(axes, summary, metric)
     return figure
 
 
 def _draw_tokens(axes: Axes, summary: dict, metric: str) -> None:
+    _check_metric(metric)
     budgets = _budgets(summary)
     ends, spent = [], []
     for name, method in summary["methods"].items():
         tokens = [max(method["k"][str(k)]["tokens"], 1e-9) for k in budgets]
         spent += tokens
-        ends.append(_band(axes, tokens, [method["k"][str(k)][metric] for k in budgets], name))
-    _log2_axis(axes, spent, f"tokens written for a request (points: k = {', '.join(map(str, budgets))})")
-    _plain_powers(axes, spent)
-    axes.set_title(METRIC_TITLES[metric])
-    _label_ends(axes, ends)
-
-
-def _plain_powers(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks at powers of two inside the data, written as numbers."""
-    powers = 2.0 ** np.arange(np.floor(np.log2(min(values))), np.ceil(np.log2(max(values))) + 1)
+        ends.append(draw_band(axes, tokens, [method["k"][str(k)][metric] for k in budgets], name))
+    log2_axis(axes, spent, f"tokens written for a request (points: k = {', '.join(map(str, budgets))})")
     low, high = axes.get_xlim()
-    powers = powers[(powers >= low) & (powers <= high)]
-    axes.set_xticks(powers, [f"{power:g}" for power in powers])
+    powers = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
+    axes.set_xticks(powers, [f"{power:g}" for power in powers])  # 512 rather than 2^9
+    axes.set_title(METRIC_TITLES[metric])
+    label_ends(axes, ends)
 
 
-@_styled
+@styled
 def worlds(panels: Mapping[str, tuple[dict, str]], subject: str = "") -> Figure:
-    """Worlds side by side: what to call each -> (its summary, the metric that counts there)."""
+    """Draw summaries of tasks side by side: title -> (summary, the metric to draw).
+
+    LabError without a summary, or for an unknown metric.
+    """
     if not panels:
         raise LabError("no world to draw: give at least one summary and its metric")
-    figure, axes = _axes(len(panels), width=max(5.4 * len(panels), 6.4), height=4.2)
+    figure, axes = new_axes(len(panels), width=max(5.4 * len(panels), 6.4), height=4.2)
     for one, (name, (summary, metric)) in zip(axes, panels.items(), strict=True):
-        _check_metric(metric)
         _draw_budget(one, summary, metric)
         one.set_title(f"{name}\n{METRIC_TITLES[metric]}")
-    if subject:
-        figure.suptitle(subject, x=0.01, ha="left", fontsize=10, color="#555555")
+    write_subject(figure, subject)
     return figure
 
 
-@_styled
+@styled
 def budget_grid(summary: dict, metrics: Sequence[str]) -> Figure:
-    """Every metric against the candidates k (above) and against the tokens they cost (below)."""
-    figure, panels = _axes(len(metrics), 2, width=5.5 * len(metrics), height=7.8)
+    """Draw every metric against the k candidates (above) and against the tokens they cost (below)."""
+    figure, panels = new_axes(len(metrics), 2, width=5.5 * len(metrics), height=7.8)
     for column, metric in enumerate(metrics):
-        _check_metric(metric)
         _draw_budget(panels[column], summary, metric)
         _draw_tokens(panels[len(metrics) + column], summary, metric)
     return figure
 
 
-FOREST_MARKERS = (("o", "white"), ("D", None), ("s", "white"), ("^", None))  # one for each budget; None: filled
+FOREST_MARKERS = (("o", "white"), ("D", None), ("s", "white"), ("^", None))  # of the budgets in turn; None: filled
 
 
-@_styled
+@styled
 def forest(
     groups: Mapping[str, Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]],
     metrics: Sequence[str],
     other: str,
     labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw paired differences of many variants to one other, grouped: a dot and an interval for each budget.
+    """Draw paired differences of many variants to one other, in groups: a dot and an interval per budget.
 
-    groups: heading -> variant -> metric -> k -> [mean, low, high] of the difference; what is missing
-    stays empty. `other`: whom they are compared with, the line at 0. `labels`: names of variants.
+    groups: heading -> variant -> metric -> k -> [mean, low, high] of the difference, or nothing.
+    other: the variant that they are compared with, at 0. labels: variant -> what to call it.
+    LabError without a variant.
     """
+    from matplotlib.lines import Line2D
+
     labels = labels or {}
     rows = [row for group, variants in groups.items() for row in ((group, ""), *((group, name) for name in variants))]
     if not any(name for _, name in rows):
         raise LabError("no variant to compare: the forest is empty")
     budgets = sorted({k for group in groups.values() for by in group.values() for m in metrics for k in by.get(m, {})})
     width, height = 2.0 + 3.9 * len(metrics), 1.5 + 0.3 * len(rows)
-    figure, panels = _axes(len(metrics), width=width, height=height)
+    figure, panels = new_axes(len(metrics), width=width, height=height)
     for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
         _check_metric(metric)
         for y, (group, name) in enumerate(rows):
@@ -186,7 +176,12 @@ def forest(
         axes.set_xlabel(f"difference to {method_label(other)}")
     for label, (_, name) in zip(panels[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if name else "bold")
-    _forest_legend(figure, budgets)
+    style = {"color": "#444444", "linestyle": ""}
+    handles = [
+        Line2D([], [], marker=marker, markerfacecolor=face or "#444444", label=f"k = {k}", **style)
+        for k, (marker, face) in zip(budgets, FOREST_MARKERS, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
@@ -199,54 +194,38 @@ def _forest_dot(axes: Axes, interval: Sequence[float], row: int, number: int, bu
     axes.plot([mean], [y], marker=marker, markerfacecolor=face or color, markeredgecolor=color, linestyle="")
 
 
-def _forest_legend(figure: Figure, budgets: Sequence[int]) -> None:
-    from matplotlib.lines import Line2D
-
-    style = {"color": "#444444", "linestyle": ""}
-    handles = [
-        Line2D([], [], marker=marker, markerfacecolor=face or "#444444", label=f"k = {k}", **style)
-        for k, (marker, face) in zip(budgets, FOREST_MARKERS, strict=False)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-
-
-@_styled
+@styled
 def position_quality(summary: dict) -> Figure:
-    """Mean quality of the first, second, ... answer of a chain; single answers as a level line."""
+    """Draw the mean quality of the first, second, ... answer of a chain; single answers as a level line."""
     methods = summary["methods"]
     longest = max(len(method["quality_by_position"]) for method in methods.values())
-    figure, (axes,) = _axes(width=5.8, height=3.6)
+    figure, (axes,) = new_axes(width=5.8, height=3.6)
     ends = []
     for name, method in methods.items():
         quality = method["quality_by_position"]
-        if len(quality) == 1:  # one answer at a time: the same at every position
-            ends.append(_level(axes, quality[0], longest, name))
-        else:
-            ends.append(_band(axes, range(1, len(quality) + 1), quality, name))
+        if len(quality) > 1:
+            ends.append(draw_band(axes, range(1, len(quality) + 1), quality, name))
+        else:  # one answer at a time: the same at every position
+            ends.append(draw_band(axes, [0.8, longest + 0.2], quality * 2, name, marker=""))
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlim(0.8, longest + 0.2)
     axes.set_xlabel("position in the chain")
     axes.set_title("mean of the objectives, by position")
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
     return figure
 
 
-def _level(axes: Axes, interval: Sequence[float], longest: int, name: str) -> tuple[float, str, str]:
-    mean, low, high = interval
-    style = {**method_style(name), "marker": ""}
-    axes.fill_between([0.8, longest + 0.2], low, high, color=style["color"], alpha=0.13, linewidth=0, antialiased=False)
-    axes.plot([0.8, longest + 0.2], [mean, mean], **style)
-    return mean, method_label(name), style["color"]
-
-
-@_styled
+@styled
 def paired_differences(summary: dict, metrics: Sequence[str] = ("best", "pass")) -> Figure:
-    """VPO less each other pool on the same requests: an interval that touches 0 decides nothing."""
+    """Draw VPO minus each other method on the same requests; an interval that touches 0 decides nothing.
+
+    LabError without a "vpo" pool beside another one.
+    """
     pairs = summary.get("paired_differences") or {}
     if not pairs:
         raise LabError("the summary has no paired differences: they need a 'vpo' pool beside another one")
     budgets = _budgets(summary)
-    figure, panels = _axes(len(metrics), width=4.8 * len(metrics), height=3.8)
+    figure, panels = new_axes(len(metrics), width=4.8 * len(metrics), height=3.8)
     for axes, metric in zip(panels, metrics, strict=True):
         _check_metric(metric)
         ends = []
@@ -260,19 +239,19 @@ def paired_differences(summary: dict, metrics: Sequence[str] = ("best", "pass"))
             axes.plot(x, mean, **style, alpha=0.9)
             ends.append((float(mean[-1]), method_label(other), style["color"]))
         axes.axhline(0, color="#222222", linewidth=1)
-        _log2_axis(axes, budgets, "k, candidates")
+        log2_axis(axes, budgets, "k, candidates")
         axes.set_xlim(min(budgets) / 1.25, max(budgets) * 1.25)
         axes.set_xticks(budgets, [str(k) for k in budgets])
         axes.set_title(f"VPO minus another, {metric}@k" if metric != "eum" else "VPO minus another, expected utility")
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     return figure
 
 
-@_styled
+@styled
 def diversity(summary: dict) -> Figure:
-    """How different the candidates of a request are: in what they earn and in what they say."""
+    """Draw how different the candidates of a request are: in their rewards and in their texts."""
     names = list(summary["methods"])
-    figure, panels = _axes(2, width=8.6, height=0.9 + 0.42 * len(names))
+    figure, panels = new_axes(2, width=8.6, height=0.9 + 0.42 * len(names))
     fields = {"set_diversity": "mean L1 distance of reward vectors", "distinct_answers": "share of distinct answers"}
     for axes, (field, title) in zip(panels, fields.items(), strict=True):
         for row, name in enumerate(names):

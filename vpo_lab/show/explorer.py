@@ -1,7 +1,7 @@
-"""Turn the weights of the objectives and see which answer of each set wins.
+"""Explore which answer of each set wins under the weights that a reader sets.
 
-`explorer.js` does all of it: sliders, winners, the triangle of who wins where. This module hands it data, in a
-notebook by anywidget. A table stands in for it where no script runs: on GitHub, under papermill, after nbconvert.
+`explorer.js` draws the sliders, the winners and the triangle of winners. This module gives it data, in a notebook
+through anywidget. Where no script runs (GitHub, papermill, nbconvert) a table is shown instead.
 `vpo_lab.course.page` puts the same script into a page of its own.
 """
 
@@ -36,7 +36,7 @@ def one_line(text: str, limit: int = 140) -> str:
 @lru_cache
 def utility_weights(d: int) -> np.ndarray:
     """Return the (128, d) weights, uniform over the simplex, that expected utility (EUM) is a mean over."""
-    # Nine digits: the last bits of a logarithm differ between processors, a page must not.
+    # Rounded: the last bits of a logarithm differ between processors, and a page must not.
     return dirichlet_weights(128, d, seed=0).round(9)
 
 
@@ -54,7 +54,7 @@ def make_world(
     task: Any = None,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict:
-    """Return requests with the same objectives as `explorer.js` reads them; arguments and errors: see `Explorer`."""
+    """Return requests with the same objectives in the form of `explorer.js`; arguments and errors: see `Explorer`."""
     if not requests or not objectives:
         raise LabError("nothing to explore: at least one request and one objective are needed")
     for what, given in (("titles", titles), ("rows", rows)):
@@ -93,7 +93,7 @@ def make_world(
 
 
 class Explorer:
-    """Sets of answers under weights that a reader turns: the last line of a cell shows them, elsewhere `show()`.
+    """Show sets of answers under weights that a reader sets: as the last line of a cell, or by `show()`.
 
     requests: one dict of sets per request, name -> (M answers, rewards (M, D) in [0, 1], NaN where the request does
     not ask for an objective), or that dict itself; objectives: D names; titles: a line for each request.
@@ -117,12 +117,12 @@ class Explorer:
 
     @cached_property
     def widget(self) -> Any:
-        """The anywidget; its trait `weights` (D numbers) follows the sliders, and they follow it."""
+        """Return the anywidget; its trait `weights` (D numbers) follows the sliders, and they follow it."""
         return _widget_class()(data=self.data)
 
     @property
     def html(self) -> str:
-        """The first request under equal weights, as tables."""
+        """Return the first request under equal weights, as tables."""
         world = self.data["worlds"][0]
         request = world["requests"][0]
         tables = "".join(_table(one, world["objectives"]) for one in request["sets"])
@@ -136,7 +136,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict, dict]:
         static = {"text/plain": "Explorer", "text/html": self.html}
-        if not someone_looks():  # the state of a widget would be saved into the notebook
+        if not someone_looks():  # a widget would save its state into the notebook
             return static, {}
         bundle, metadata = self.widget._repr_mimebundle_()
         return bundle | static, metadata

@@ -1,6 +1,6 @@
-"""What a training shows in a notebook while it runs: curves of the rewards, and the latest answers.
+"""Show a training while it runs: a progress line, and in a notebook curves and the latest answers.
 
-Nothing is drawn where nobody looks: outside notebooks, and in those that `vpo-lab run` executes.
+Curves are drawn only in a notebook that a person has open, not in those that `vpo-lab run` executes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from html import escape
 
 from vpo_lab.processes import rank, session
 
-SECONDS = 10.0  # between two drawings, which take a few tenths of one
+SECONDS = 10.0  # between two drawings; one takes a few tenths of a second
 
 
 def someone_looks() -> bool:
@@ -24,19 +24,19 @@ def someone_looks() -> bool:
 
 
 def inline_pictures() -> None:
-    """Show figures in the notebook where the shell's MPLBACKEND (a server's Agg, say) would show only their names."""
+    """Show figures in a notebook even if MPLBACKEND names a backend without windows, as servers often do."""
     backend = os.environ.get("MPLBACKEND", "").lower()
     if "ipykernel" not in sys.modules or not backend or any(name in backend for name in ("inline", "ipympl", "nbagg")):
         return
     import matplotlib
     from IPython import get_ipython
 
-    if matplotlib.get_backend().lower() == backend:  # else the reader has chosen one
+    if matplotlib.get_backend().lower() == backend:  # a reader who has chosen another one keeps it
         get_ipython().run_line_magic("matplotlib", "inline")
 
 
 class LiveView:
-    """Curves of a stage's log, redrawn in place, above the answers of one rollout of the latest step."""
+    """Draw the curves of a stage's log in place, above the answers of one rollout of the latest step."""
 
     def __init__(self, title: str, example: Callable[[], str] | None = None):
         self.title, self.example = title, example
@@ -73,14 +73,14 @@ SHOWN = ("loss", "mean_reward", "best_of_rollout", "set_reward")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Return seconds as h:mm:ss or m:ss."""
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class StageProgress:
-    """A single line that is redrawn at most once a second: title, step, ETA, the latest figures."""
+    """Show one line, at most once a second: title, step, remaining time, the latest metrics."""
 
     def __init__(self, title: str, steps: int, done: int = 0):
         self.title, self.steps, self.first = title, steps, done
@@ -92,6 +92,7 @@ class StageProgress:
         self.update(done)
 
     def update(self, done: int) -> None:
+        """Show that `done` steps are done."""
         now = time.monotonic()
         if now - self.shown_at < 1 and done < self.steps:
             return
@@ -102,11 +103,11 @@ class StageProgress:
         self._show(f"{self.title}  {done}/{self.steps}  {ending}  {self.figures}")
 
     def note(self, figures: dict) -> None:
-        """Remember the latest values of the metrics that are shown."""
+        """Remember the latest values of the metrics in SHOWN."""
         self.figures = "  ".join(f"{key} {figures[key]:.3f}" for key in SHOWN if key in figures)
 
     def close(self, done: int | None = None) -> None:
-        """Leave the line as it is at the end, after `done` steps (None: all)."""
+        """Show the line a last time, after `done` steps (None: all)."""
         self.shown_at = 0.0
         self.update(self.steps if done is None else done)
         if not self.in_notebook and rank() == 0:

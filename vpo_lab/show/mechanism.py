@@ -1,8 +1,4 @@
-"""The pictures that tell the story: VPO's mechanism, a real group under two judges, before and after training.
-
-As in `plots`: arrays and dicts in, figures out, no files. Axes: G rollouts of a group, M answers of a
-set, D objectives, S sets, n candidates.
-"""
+"""Draw VPO's mechanism in one picture."""
 
 from __future__ import annotations
 
@@ -14,8 +10,8 @@ import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.methods import METHODS
-from vpo_lab.show.style import INK, MANY, METHOD_LABEL, PALE, SOFT, _axes, _styled, candidate_color
-from vpo_lab.show.vectors import _vectors
+from vpo_lab.show.style import INK, MANY, METHOD_LABEL, PALE, SOFT, candidate_color, new_axes, styled
+from vpo_lab.show.vectors import as_vectors
 from vpo_lab.weights import dirichlet_weights, set_reward, winners
 
 if TYPE_CHECKING:
@@ -23,38 +19,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-TOY_ANSWERS = MappingProxyType({"A": (1.0, 0.0), "B": (0.6, 0.6), "C": (0.0, 1.0)})  # of notebook 04, section 3
-
+TOY_ANSWERS = MappingProxyType({"A": (1.0, 0.0), "B": (0.6, 0.6), "C": (0.0, 1.0)})  # as in notebook 04, section 3
 TOY_CHAINS = ("AAA", "CCC", "BBB", "ACC", "ABC")
 
 
-# --- The mechanism --------------------------------------------------------------------------------
-
-
-@_styled
+@styled
 def mechanism(
     answers: Mapping[str, Sequence[float]] = TOY_ANSWERS,
     chains: Sequence[str] = TOY_CHAINS,
     objectives: Sequence[str] = ("r₁", "r₂"),
 ) -> Figure:
-    """VPO in one picture: a rollout and its vectors, the set reward as an area, a group under GRPO and VPO.
+    """Draw VPO in one picture: a rollout and its vectors, the set reward as an area, a group under GRPO and VPO.
 
     answers: letter -> reward vector (2,); chains: the rollouts of one group, each a string of these
-    letters, all of one length. The last one is the rollout of the first two parts.
+    letters, all of one length. The first two parts show the last chain. LabError for other chains.
     """
     letters, used = list(answers), set("".join(chains))
     if not used or len({len(chain) for chain in chains}) != 1:
         raise LabError("mechanism: expected chains of answers' letters, at least one, all of one length")
     if unknown := used - set(letters):
         raise LabError(f"mechanism: no answer is called {min(unknown)!r}; there are {', '.join(letters) or 'none'}")
-    vectors = dict(zip(letters, _vectors(list(answers.values()), 2), strict=True))
+    vectors = dict(zip(letters, as_vectors(list(answers.values()), 2), strict=True))
     rewards_GMD = np.array([[vectors[letter] for letter in chain] for chain in chains])
     colors = {letter: candidate_color(number) for number, letter in enumerate(letters)}
     paid, advantages = _payment(rewards_GMD)
     best = {name: chains[int(np.argmax(advantage_G))] for name, advantage_G in advantages.items()}
     favourites = f"GRPO reinforces {best['grpo']} most, VPO {best['vpo']}.\nDark bars: made likelier. Pale: made rarer."
     width, height = 11.0, 4.15
-    figure, (page,) = _axes(width=width, height=height)
+    figure, (page,) = new_axes(width=width, height=height)
     figure.set_layout_engine("none")
     page.set_position((0, 0, 1, 1))
     page.set(xlim=(0, width), ylim=(0, height))
@@ -83,14 +75,14 @@ def _arrow(page: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
 
 
 def _box(x: float, y: float, width: float, height: float, face, **style):
-    """A rectangle with its lower left corner at x, y."""
+    """Return a rectangle with its lower left corner at x, y."""
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), width, height, facecolor=face, **{"edgecolor": "white", "linewidth": 1, **style})
 
 
 def _tile(page: Axes, x: float, y: float, side: float, letter: str, color: str) -> None:
-    """A square of an answer's colour with its letter; x, y: its centre."""
+    """Draw a square of an answer's colour with its letter; x, y: its centre."""
     page.add_patch(_box(x - side / 2, y - side / 2, side, side, color))
     page.text(x, y - 0.01, letter, color="white", fontweight="bold", ha="center", va="center", fontsize=7 + 12 * side)
 
@@ -98,7 +90,7 @@ def _tile(page: Axes, x: float, y: float, side: float, letter: str, color: str) 
 def _rollout(
     page: Axes, chain: str, rewards_MD: np.ndarray, colors: Mapping[str, str], objectives: Sequence[str], top: float
 ) -> None:
-    """The answers of a chain one below the other, and their reward vectors as a table of colours."""
+    """Draw the answers of a chain one below the other, and their reward vectors as a table of colours."""
     import matplotlib
 
     blues = matplotlib.colormaps["Blues"]
@@ -119,7 +111,7 @@ def _rollout(
 
 
 def _area(axes: Axes, chain: str, rewards_MD: np.ndarray, colors: Mapping[str, str], objectives: Sequence[str]) -> None:
-    """The utilities of a chain's answers over the weight, the best one thick, its area: the set reward."""
+    """Draw the utilities of a chain's answers over the weight; the area under the best is the set reward."""
     w = np.linspace(0, 1, 1001)
     weights_KD = np.column_stack([w, 1 - w])
     kinds = list(dict.fromkeys(chain))
@@ -141,7 +133,7 @@ def _area(axes: Axes, chain: str, rewards_MD: np.ndarray, colors: Mapping[str, s
     axes.text(-0.03, -0.118, "best", color=SOFT, ha="right", va="center")
     axes.text(0.5, 0.11, f"area = R(S) = {reward:.2f}", ha="center", va="center", fontweight="bold", fontsize=11)
     top = max(1.0, float(best_K.max()))
-    axes.set(xlim=(0, 1), ylim=(-0.2, 1.03 * top), yticks=[0, 0.5, 1])
+    axes.set(xlim=(0, 1), ylim=(-0.2, 1.03 * top))
     axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
     axes.set_xticks([0, 0.5, 1], [f"only {objectives[1]}", "weighting w", f"only {objectives[0]}"])
     axes.set_ylabel("utility w·r", labelpad=3)
@@ -151,7 +143,7 @@ def _area(axes: Axes, chain: str, rewards_MD: np.ndarray, colors: Mapping[str, s
 
 
 def _payment(rewards_GMD: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What each rollout of one group is paid, and its advantage: method -> (G,), for GRPO and VPO."""
+    """Return each rollout's payment and its advantage in the group: method -> (G,), for GRPO and VPO."""
     weights_KD = dirichlet_weights(MANY, rewards_GMD.shape[2])
     paid = {"grpo": rewards_GMD.mean(axis=(1, 2)), "vpo": set_reward(rewards_GMD, weights_KD)}
     judges = {"grpo": METHODS["grpo"], "vpo": METHODS["vpo"].with_options(weight_draws=MANY)}
@@ -168,7 +160,7 @@ def _judged(
     left: float,
     top: float,
 ) -> None:
-    """Every rollout of the group, and under each method what it is paid and its advantage as a bar."""
+    """Draw every rollout of the group with its payment, and its advantage as a bar, under each method."""
     limit = max(np.abs(advantage_G).max() for advantage_G in advantages.values()) or 1.0
     step, side = min(0.48, 2.4 / len(chains)), 0.27
     right, bottom = left + 0.3 * len(chains[0]), top - step * len(chains)

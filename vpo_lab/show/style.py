@@ -1,15 +1,15 @@
-"""Arrays and dicts in, figures out: no file is read or written here, and nothing is claimed in a title.
+"""Hold what all figures share: colours, names, axes, labels at the ends of lines.
 
-Axes: M candidates, D objectives, K weight draws, B rollouts, n points. Every function returns a
-matplotlib `Figure` that pyplot has forgotten already, so a notebook shows it once and nothing piles
-up; `pareto_3d` returns a plotly figure. matplotlib and plotly are loaded when a function is called.
+Functions of `show` take arrays and dicts, touch no file, and load matplotlib when they are called. They return a
+`Figure` that pyplot has closed, so that a notebook shows it once; `pareto_3d` returns a plotly figure.
+Axes: M candidates, D objectives, K weight draws, B rollouts, G rollouts of a group, S sets, n points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's palette: told apart with any colour vision. Yellow is left out, too pale on white.
+# Okabe and Ito's palette for any colour vision, without its yellow, which is too pale on white.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-METHOD_STYLE = {  # colour, marker, line: each alone tells the methods apart, in print too
+METHOD_STYLE = {  # colour, marker, line; one of them is enough to tell methods apart, in print too
     "sft": ("#7A7A7A", "s", ":"),
     "sft_chain": ("#CC79A7", "D", "--"),
     "grpo": ("#D55E00", "^", "-"),
@@ -42,7 +42,11 @@ METHOD_STYLE = {  # colour, marker, line: each alone tells the methods apart, in
 
 METHOD_LABEL = {"sft": "SFT", "sft_chain": "SFT chains"} | {method.name: method.label for method in METHODS.values()}
 
-LOG_LABEL = {
+INK, SOFT, PALE = "#222222", "#555555", "#E9E9E9"  # texts and lines; second to them; areas
+
+MANY = 2**15  # weight draws of a set reward in a figure: enough for three decimals
+
+LOG_LABEL = {  # metric in a log -> its title
     "set_reward": "set reward R(S)",
     "mean_reward": "mean reward of an answer",
     "best_of_rollout": "best answer of a rollout",
@@ -83,21 +87,21 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable) -> Callable:
-    """Run a plot function under the common style, whatever the reader's own settings are."""
+def styled(draw: Callable) -> Callable:
+    """Make a plot function draw in the common style, whatever the reader's own settings are."""
 
     @wraps(draw)
-    def styled(*args, **kwargs):
+    def in_style(*args, **kwargs):
         import matplotlib
 
         with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return in_style
 
 
-def _axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float = 3.9) -> tuple[Figure, list[Axes]]:
-    """A white figure and its axes, row by row; closed in pyplot, so that it is shown only when asked."""
+def new_axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float = 3.9) -> tuple[Figure, list[Axes]]:
+    """Return a white figure of some inches and its axes, row by row; pyplot has closed it already."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
@@ -106,8 +110,14 @@ def _axes(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float 
     return figure, list(axes.ravel())
 
 
+def write_subject(figure: Figure, subject: str) -> None:
+    """Write above the panels, in small letters, what a figure is about; nothing for ""."""
+    if subject:
+        figure.suptitle(subject, x=0.01, ha="left", fontsize=10, color=SOFT)
+
+
 def method_style(name: str) -> dict:
-    """Return colour, marker and line of a method, always the same; one of your own gets the next of a cycle."""
+    """Return colour, marker and line of a method, always the same. Unknown names share a small cycle."""
     number = sum(name.encode())
     own = (OKABE_ITO[number % len(OKABE_ITO)], "8hpHd"[number % 5], (0, (3, 1, 1, 1)))
     color, marker, line = METHOD_STYLE.get(name, own)
@@ -115,12 +125,12 @@ def method_style(name: str) -> dict:
 
 
 def method_label(name: str) -> str:
-    """Return what to call a method in a figure; a start or a method of your own by its name."""
+    """Return what to call a method in a figure: its label, or its name where it has none."""
     return METHOD_LABEL.get(name, name)
 
 
 def candidate_color(number: int) -> str:
-    """The colour of candidate `number` (from 0) in every picture of candidates."""
+    """Return the colour of candidate `number` (from 0) in every picture of candidates."""
     return OKABE_ITO[number % len(OKABE_ITO)]
 
 
@@ -128,9 +138,9 @@ def candidate_color(number: int) -> str:
 
 
 def spread(positions: Sequence[float], gap: float) -> np.ndarray:
-    """Return positions moved apart, as little as possible, until neighbours are at least `gap` from each other.
+    """Return (n,) positions moved as little as possible, until neighbours are at least `gap` apart.
 
-    (n,) -> (n,), in the order given. Least squares: isotonic regression of the positions minus i * gap.
+    Least squares: isotonic regression of the sorted positions minus i * gap.
     """
     from scipy.optimize import isotonic_regression
 
@@ -140,10 +150,10 @@ def spread(positions: Sequence[float], gap: float) -> np.ndarray:
     return moved
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write each line's name at its right end: (y, text, colour), moved apart where they would overlap.
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write names at the right ends of lines, given as (y, text, colour), without overlap.
 
-    A thin line leads from a line's end to its name, so that the colour is not needed to find it.
+    A thin line leads from each end to its name, so that readers need not rely on colour.
     """
     ends = [end for end in ends if np.isfinite(end[0])]
     if not ends:
@@ -161,24 +171,23 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def _log2_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+def log2_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+    """Make the x-axis logarithmic over the range of `values`, without minor ticks."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(values) / 1.12, max(values) * 1.12)
     axes.minorticks_off()
     axes.set_xlabel(label)
 
 
-def _band(
-    axes: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], name: str, every: int = 1
+def draw_band(
+    axes: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], name: str, **style: Any
 ) -> tuple[float, str, str]:
-    """A method's line, a marker at `every` so many points, and its interval; returns its end for `_label_ends`."""
+    """Draw a method's line over x and its interval as a band; return the line's end for `label_ends`.
+
+    intervals: [mean, low, high] at every x. `style` overrides the method's marker or line.
+    """
     mean, low, high = np.array(intervals, dtype=float).T
-    style = method_style(name)
+    style = method_style(name) | style
     axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0, antialiased=False)
-    axes.plot(x, mean, **style, markevery=every)
+    axes.plot(x, mean, **style)
     return float(mean[-1]), method_label(name), style["color"]
-
-
-INK, SOFT, PALE = "#222222", "#555555", "#E9E9E9"
-
-MANY = 2**15  # weightings: the set reward to three decimals

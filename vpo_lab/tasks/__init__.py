@@ -1,6 +1,6 @@
-"""The tasks: prompts, splits, objectives and a score. Nothing here knows about training.
+"""Define what a task is, and find tasks by name: prompts, splits, objectives and a score, no training.
 
-A task of yours needs no line here: `get_task("path/to/file.py:Class")`, see docs/own-task.md.
+A task of your own needs no line here: `get_task("path/to/file.py:Class")`, see docs/own-task.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -47,9 +46,9 @@ class Task(Protocol):
 
 
 def each(score_one: Callable[[str, str], np.ndarray]) -> Callable[[Sequence[str], Sequence[dict]], np.ndarray]:
-    """Make the batched `score(answers, rows)` of a function that scores one answer: (answer, gold) -> (D,).
+    """Return the batched `score(answers, rows)` of a function that scores one answer: (answer, gold) -> (D,).
 
-    A small policy repeats itself: equal pairs of answer and gold are scored once.
+    Equal pairs of answer and gold are scored once, because a small policy often repeats itself.
     """
 
     def score(answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
@@ -73,6 +72,14 @@ def score_chains(task: Task, completions: Sequence[str], rows: Sequence[dict], m
     return rewards_ND.reshape(len(chains), m, len(task.objectives))
 
 
+def check_generated(name: str, path: str | None, split: str) -> None:
+    """Raise LabError if a generated task is given a file, or another split than "train" and "test"."""
+    if path:
+        raise LabError(f"{name} is generated and reads no file: drop the data path {str(path)!r}")
+    if split not in ("train", "test"):
+        raise LabError(f"unknown split {split!r} of {name}: choose 'train' or 'test'")
+
+
 _TASKS = {
     "tiny_tools": "vpo_lab.tasks.tool_calls.tiny:TinyTools",
     "toolrl": "vpo_lab.tasks.tool_calls.toolrl:ToolRL",
@@ -82,22 +89,31 @@ _TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """Return the task of that name, or a class of yours as "path/to/file.py:Class" or "module:Class".
+    """Return the task of that name, or a class of your own as "path/to/file.py:Class" or "module:Class".
 
-    A relative path is looked for in the current folder (that of `vpo-lab run`), then in the repository; a module
-    where Python looks, then there. Your task is named by what it was loaded by, so that a saved pool finds
-    it again. LabError that lists the known tasks, or says why a class cannot be made; whether a task is
-    sound is asked once, by `check.check_task`.
+    Files are searched for in the folder where `vpo-lab run` was started, then in the repository; modules first on
+    Python's path. Your task gets `name` as its name, so that a saved pool finds it again. LabError if there is no
+    such task or its class cannot be made. `check.check_task` checks the rest, once.
     """
     if name in _TASKS:
         module, _, cls = _TASKS[name].partition(":")
         return getattr(importlib.import_module(module), cls)()
     where, _, cls = name.rpartition(":")
     if not where or not cls:
+        known = ", ".join(_TASKS)
+        raise LabError(f"unknown task {name!r}: choose one of {known}, or a class of your own as FILE.py:CLASS")
+    try:
+        module = _load_file(where) if where.endswith(".py") or "/" in where else _load_module(where)
+    except LabError:
+        raise
+    except Exception as error:
         raise LabError(
-            f"unknown task {name!r}: choose one of {', '.join(_TASKS)}, or a class of your own as FILE.py:CLASS"
-        )
-    own = _load_class(where, cls)
+            f"{where} cannot be imported ({describe(error)}): correct it or install what it needs"
+        ) from error
+    own = getattr(module, cls, None)
+    if not isinstance(own, type):
+        found = [key for key, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
+        raise LabError(f"no class {cls!r} in {where} (it has: {', '.join(found) or 'none'}): write {where}:CLASS")
     try:
         task = own()
         object.__setattr__(task, "name", name)  # a frozen dataclass may be a task too
@@ -106,47 +122,29 @@ def get_task(name: str) -> Task:
     return task
 
 
-# --- Finding a class of your own -------------------------------------------------------------------------------
+# --- Finding a class of your own --------------------------------------------------------------
 
 
 def _folders() -> tuple[Path, Path]:
-    """Return where a user's task is looked for: where the command was started, then in the repository."""
+    """Return the folders to search: where the command was started, and the repository."""
     return Path(session().task_folder or Path.cwd()), Path(__file__).resolve().parents[2]
-
-
-def _load_class(where: str, name: str) -> type:
-    is_file = where.endswith(".py") or "/" in where
-    try:
-        module = _load_file(where) if is_file else _load_module(where)
-    except LabError:
-        raise
-    except Exception as error:
-        raise LabError(
-            f"{where} cannot be imported ({describe(error)}): correct it, or install what it needs"
-        ) from error
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
-        own = [key for key, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
-        raise LabError(f"no class {name!r} in {where} (it has: {', '.join(own) or 'none'}): write {where}:CLASS")
-    return found
 
 
 def _load_file(where: str) -> ModuleType:
     path, folders = Path(where).expanduser(), _folders()
-    file = next((folder / path for folder in folders if path.suffix == ".py" and (folder / path).is_file()), None)
-    if file is None:
-        looked = "" if path.is_absolute() else f" in {' or '.join(map(str, folders))}"
-        raise LabError(f"no task file {where}{looked}: write the path of a .py file")
-    return _run_file(file.resolve(), file.stat().st_mtime_ns)
+    files = [folder / path for folder in folders if path.suffix == ".py" and (folder / path).is_file()]
+    if not files:
+        raise LabError(f"no task file {where} in {' or '.join(map(str, folders))}: write the path of a .py file")
+    return _run_file(files[0].resolve(), files[0].stat().st_mtime_ns)
 
 
 @lru_cache
 def _run_file(file: Path, changed: int) -> ModuleType:
-    """The module of a file. One that has changed is read anew, so that a notebook needs no restart."""
-    _add_to_path(file.parent)  # as `python FILE` does: it may import its neighbours
+    """Return the module of a file, read again if it has changed, so that a notebook needs no restart."""
+    _add_to_path(file.parent)  # as `python FILE` does, so that it can import files beside it
     module = ModuleType(f"own_task_{file.stem}")
     module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # where dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look up their module here
     exec(compile(file.read_bytes(), file, "exec"), vars(module))
     return module
 
@@ -154,18 +152,15 @@ def _run_file(file: Path, changed: int) -> ModuleType:
 def _load_module(where: str) -> ModuleType:
     if not all(part.isidentifier() for part in where.split(".")):
         raise LabError(f"{where!r} is neither a module nor a file: write MODULE:CLASS or FILE.py:CLASS")
-    top, folders = where.partition(".")[0], _folders()
-    importlib.invalidate_caches()  # the file may be a moment old
-    if top not in sys.modules and find_spec(top) is None:
-        holders = [folder for folder in folders if (folder / top).is_dir() or (folder / f"{top}.py").is_file()]
-        for folder in holders[:1]:
-            _add_to_path(folder)
+    for folder in _folders():
+        _add_to_path(folder)
+    importlib.invalidate_caches()  # finds files written a moment ago
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # it is there, and a package that it needs is not
-        looked = " or ".join(map(str, folders))
+            raise  # the module exists; a package that it needs does not
+        looked = " or ".join(map(str, _folders()))
         raise LabError(f"no module {where!r} where Python looks or in {looked}: check name and PYTHONPATH") from error
 
 
@@ -177,12 +172,10 @@ def _add_to_path(folder: Path) -> None:
 def describe(error: BaseException) -> str:
     """Say what was raised, and where in the user's code, in one line."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if isinstance(error, SyntaxError):  # it says so itself
+    if isinstance(error, SyntaxError):  # its text names the line
         return text
-    frames = [(Path(frame.filename), frame.lineno) for frame in extract_tb(error.__traceback__)]
-    users = [
-        f
-        for f in frames
-        if Path(__file__).parents[1] not in f[0].parents and f[0].is_file() and "site-packages" not in f[0].parts
-    ]
-    return f"{text}, {users[-1][0].name} line {users[-1][1]}" if users else text
+    for frame in reversed(extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and "site-packages" not in file.parts and Path(__file__).parents[1] not in file.parents:
+            return f"{text}, {file.name} line {frame.lineno}"
+    return text

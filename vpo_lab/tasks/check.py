@@ -1,4 +1,4 @@
-"""Ask once, before a run, whether a task is sound."""
+"""Check once, before a run, that a task is sound."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from vpo_lab.errors import LabError
 from vpo_lab.tasks import Task, describe
 
-ROUNDING = 1e-9  # how far a reward may lie outside [0, 1]: a mean of ones can be 1.0000000000000002
+ROUNDING = 1e-9  # a reward may lie so far outside [0, 1]: a mean of ones can be 1.0000000000000002
 ROWS = 8  # how many rows of a split are answered and scored
 _METHODS = ("score", "load", "demonstrations")
 _MEMBERS = ("name", "objectives", *_METHODS)
 
 
 def check_task(task: Task, path: str | None = None) -> None:
-    """Load both splits, answer some rows, score the answers; LabError with one line for the first mistake.
+    """Load both splits, answer some rows and score the answers; LabError for the first mistake.
 
     `path` is what `load` is given. Checked: the members of `Task`, unique row ids, n texts for n
     demonstrations, one reward vector per answer in [0, 1] or NaN, NaN for the same objectives in every

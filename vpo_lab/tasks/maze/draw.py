@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import _axes, _styled, candidate_color, method_label
-from vpo_lab.show.vectors import _names, _vectors
+from vpo_lab.show.style import candidate_color, method_label, new_axes, styled
+from vpo_lab.show.vectors import as_vectors, row_names
 from vpo_lab.tasks.maze.world import MOVES, OBJECTIVES, Maze, parse_maze, score, walk
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# --- The maze -------------------------------------------------------------------------------------
-
-MAZE_CELLS = {  # what lies there: cell colour, marker, marker colour
+MAZE_CELLS = {  # what lies in a cell -> its colour, the marker, the marker's colour
     "start": ("#FFFFFF", "s", "#444444"),
     "exit": ("#FFFFFF", "X", "#222222"),
     "gold": ("#FBE7B2", "o", "#C98A00"),
@@ -28,27 +26,27 @@ MAZE_CELLS = {  # what lies there: cell colour, marker, marker colour
 }
 
 
-@_styled
+@styled
 def maze_paths(
     gold: str,
     paths: Sequence[str],
     rewards_n4: np.ndarray | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """A maze, walks through it side by side in the candidates' colours, and what each earns.
+    """Draw a maze, walks through it side by side in the candidates' colours, and the rewards of each.
 
-    gold: the drawing; paths: answers in arrows, one that is no walk is listed and not drawn; rewards
-    (n, 4), scored here if left out.
+    gold: the maze as text; paths: n answers in arrows, of which only walks are drawn and all are listed;
+    rewards: (n, 4), scored here if left out. LabError for shapes that do not fit.
     """
     maze = parse_maze(gold)
-    names = _names(names, len(paths))
+    names = row_names(names, len(paths))
     if rewards_n4 is None and paths:
         rewards_n4 = np.stack([score(path, gold) for path in paths])
-    rewards_n4 = _vectors(rewards_n4, len(OBJECTIVES)) if paths else np.zeros((0, len(OBJECTIVES)))
-    _names(names, len(rewards_n4))
+    rewards_n4 = as_vectors(rewards_n4, len(OBJECTIVES)) if paths else np.zeros((0, len(OBJECTIVES)))
+    row_names(names, len(rewards_n4))
     side, moves = 0.62 * maze.size, 0.5 + 0.14 * maze.budget
     listed = 0.1 * max([4, *map(len, names)]) + moves + 0.95 * len(OBJECTIVES)
-    figure, (grid, table) = _axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
+    figure, (grid, table) = new_axes(2, width=side + listed, height=max(side, 0.34 * (len(paths) + 2)) + 0.45)
     grid.get_gridspec().set_width_ratios([side, listed])
     _draw_maze(grid, maze)
     _maze_legend(grid, grid.legend, loc="upper center", bbox_to_anchor=(0.5, 0.0))
@@ -59,15 +57,15 @@ def maze_paths(
     return figure
 
 
-@_styled
+@styled
 def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
-    """The same maze once for every method, with the set of walks that each answered: method -> answers."""
+    """Draw the same maze for every method with its set of walks: method -> answers. LabError without a method."""
     if not sets:
         raise LabError("no method to draw: give at least one set of answers")
     maze = parse_maze(gold)
     columns = min(len(sets), 5)
     rows, side = -(-len(sets) // columns), 0.5 * maze.size
-    figure, panels = _axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
+    figure, panels = new_axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
     for axes, (name, paths) in zip(panels, sets.items(), strict=False):
         _draw_maze(axes, maze)
         for number, path in enumerate(paths):
@@ -80,13 +78,11 @@ def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
 
 
 def _draw_maze(axes: Axes, maze: Maze) -> None:
-    """The cells with what lies in them."""
     from matplotlib.patches import Rectangle
 
-    kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
     for row, column in np.ndindex(maze.size, maze.size):
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="#F4F4F4", edgecolor="white", linewidth=2))
-    for kind, cells in kinds.items():
+    for kind, cells in _cells_of(maze).items():
         face, marker, color = MAZE_CELLS[kind]
         for row, column in cells:
             style = {"facecolor": face, "edgecolor": "white", "linewidth": 2}
@@ -100,8 +96,18 @@ def _draw_maze(axes: Axes, maze: Maze) -> None:
     axes.axis("off")
 
 
+def _cells_of(maze: Maze) -> dict[str, set | frozenset]:
+    """Return the cells of every kind in MAZE_CELLS."""
+    ends = {"start": {maze.start}, "exit": {maze.exit}}
+    return ends | {"gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
+
+
+def _lane(number: int, walks: int) -> float:
+    """Return how far walk `number` keeps from the middle of the cells, so that walks run side by side."""
+    return min(0.13, 0.62 / walks) * (number - (walks - 1) / 2)
+
+
 def _maze_legend(axes: Axes, legend_of: Callable, **place) -> None:
-    """What the marks in the cells mean."""
     handles, labels = axes.get_legend_handles_labels()
     legend = legend_of(handles, labels, ncols=5, fontsize=9, handletextpad=0.1, columnspacing=0.9, **place)
     for handle in legend.legend_handles:
@@ -109,14 +115,12 @@ def _maze_legend(axes: Axes, legend_of: Callable, **place) -> None:
 
 
 def _draw_walk(axes: Axes, maze: Maze, path: str, number: int, walks: int) -> None:
-    """A line through the cells of a walk, on a lane of its own, with an arrow at its end."""
     from matplotlib.patheffects import withStroke
 
     cells = walk(maze, path)
     if cells is None or len(cells) < 2:
         return
-    lane = min(0.13, 0.62 / walks) * (number - (walks - 1) / 2)
-    y, x = np.array(cells, dtype=float).T + lane
+    y, x = np.array(cells, dtype=float).T + _lane(number, walks)
     color = candidate_color(number)
     halo = [withStroke(linewidth=4, foreground="white")]
     axes.plot(x, y, color=color, linewidth=2.2, zorder=3, path_effects=halo, solid_joinstyle="round")
@@ -125,7 +129,7 @@ def _draw_walk(axes: Axes, maze: Maze, path: str, number: int, walks: int) -> No
 
 
 def _moves(maze: Maze, path: str) -> str:
-    """What stands for a walk in the list: its moves, or why there is no walk."""
+    """Return the moves of a walk, or why there is no walk."""
     arrows = "".join(path.split())
     if not arrows or not set(arrows) <= MOVES.keys():
         return "no walk"
@@ -133,7 +137,7 @@ def _moves(maze: Maze, path: str) -> str:
 
 
 def _list_walks(axes: Axes, texts: Sequence[str], names: Sequence[str], rewards_nD: np.ndarray, moves: float) -> None:
-    """Beside the maze: every walk's name and moves in its colour, and its reward vector."""
+    """Write every walk's name and moves in its colour, and its reward vector."""
     axes.axis("off")
     axes.set_xlim(0, 1)
     axes.set_ylim(axes.figure.get_figheight() / 0.36 - 1.6, -1)  # rows of 0.36 inches, from the top
@@ -151,7 +155,7 @@ def _list_walks(axes: Axes, texts: Sequence[str], names: Sequence[str], rewards_
 
 # --- As SVG, for the explorer ---------------------------------------------------------------------
 
-MARKERS = {  # matplotlib's markers in MAZE_CELLS as paths around (0, 0), in cells
+MARKERS = {  # the markers of MAZE_CELLS as paths around (0, 0), in units of a cell
     "s": "M-.2-.2h.4v.4h-.4z",
     "o": "M-.22 0a.22.22 0 1 0 .44 0a.22.22 0 1 0-.44 0z",
     "D": "M0-.27L.27 0L0 .27L-.27 0z",
@@ -161,10 +165,9 @@ MARKERS = {  # matplotlib's markers in MAZE_CELLS as paths around (0, 0), in cel
 
 
 def maze_picture(gold: str, answers: Sequence[str]) -> str:
-    """Return a maze with the walks of M answers as SVG; that of answer m is the group with data-candidate="m"."""
+    """Return a maze with the walks of M answers as SVG; the group with data-candidate="m" holds walk m."""
     maze = parse_maze(gold)
-    kinds = {"start": {maze.start}, "exit": {maze.exit}, "gold": maze.gold, "diamond": maze.diamonds, "lava": maze.lava}
-    kind_of = {cell: kind for kind, cells in kinds.items() for cell in cells}
+    kind_of = {cell: kind for kind, cells in _cells_of(maze).items() for cell in cells}
     cells = "".join(
         f'<g transform="translate({column}.5 {row}.5)">{_cell(kind_of.get((row, column)))}</g>'
         for row, column in np.ndindex(maze.size, maze.size)
@@ -182,18 +185,18 @@ def maze_key() -> str:
 
 
 def _cell(kind: str | None) -> str:
-    """A cell around (0, 0) with what lies in it."""
+    """Return a cell around (0, 0) with what lies in it."""
     face, marker, color = MAZE_CELLS[kind] if kind else ("#F4F4F4", "", "")
     mark = f'<path d="{MARKERS[marker]}" fill="{color}" fill-opacity=".8"/>' if kind else ""
     return f'<rect x="-.48" y="-.48" width=".96" height=".96" fill="{face}"/>{mark}'
 
 
 def _walk_svg(maze: Maze, answer: str, number: int, walks: int) -> str:
-    """A line on a lane of its own with an arrow at its end, "" where an answer is no walk."""
+    """Return a line with an arrow at its end, "" for an answer that is no walk."""
     cells = walk(maze, answer)
     if cells is None or len(cells) < 2:
         return ""
-    lane = min(0.13, 0.62 / walks) * (number - (walks - 1) / 2) + 0.5
+    lane = _lane(number, walks) + 0.5
     points = [(column + lane, row + lane) for row, column in cells]
     line = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
     (x0, y0), (x, y) = points[-2:]

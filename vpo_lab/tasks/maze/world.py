@@ -13,11 +13,10 @@ Within these rules the layout is uniform, and a maze is kept if the exact search
 1. walks to the exit reach gold, others reach diamonds, and none takes some of both;
 2. there is a choice besides: FRONT_SIZE vectors or more are Pareto-optimal, so lava lies on a good way.
 
-Unlike tiny_tools nothing is hidden: the drawing in the prompt decides every reward. What a policy
-cannot know is which objectives count, so one answer is never right and a set of answers can be.
+Unlike in tiny_tools nothing is hidden: the drawing in the prompt decides every reward. A policy cannot
+know which objectives count. So no single answer is best for everyone, but a set of answers can be.
 
-The mazes belong to the world, not to a run: WORLD_SEED fixes the rows for everyone. No train maze is
-a test maze, nor one turned or mirrored.
+WORLD_SEED fixes the rows, so every run has the same. No train maze is a test maze, turned or mirrored.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import hypervolume, pareto_optimal
-from vpo_lab.tasks import each
+from vpo_lab.tasks import check_generated, each
 
 WORLD_SEED = 20260522
 
@@ -44,16 +43,12 @@ MEANINGS = {
 OBJECTIVES = tuple(MEANINGS)
 
 TREASURES = 3  # pieces of gold, and as many diamonds
+LAVA_LIMIT = 2  # entering so many lava cells costs all of avoid_lava
+FRONT_SIZE = 4  # the fewest Pareto-optimal vectors of a maze
+SKILL = 0.15  # share of demonstrations that are walks of the Pareto front
+SHORTEST = 0.7  # share of the other demonstrations without a detour
 
-LAVA_LIMIT = 2  # so many lava cells cost all of avoid_lava
-
-FRONT_SIZE = 4
-
-SKILL = 0.15  # how often a demonstration is a walk of the Pareto front
-
-SHORTEST = 0.7  # the share of the others without a detour
-
-# Gold and diamonds never meet in one vector: with a reference of 0 every set would be worth 0.
+# No vector has both gold and diamonds: with a reference of 0 the hypervolume of every set would be 0.
 REFERENCE = -0.1
 
 # One code point per symbol, so that a cell or a move can be one token.
@@ -66,7 +61,7 @@ Cell = tuple[int, int]  # row, column; the top left is (0, 0)
 
 @dataclass(frozen=True)
 class World:
-    """The sizes of one form of the task."""
+    """Hold the sizes of one form of the task."""
 
     size: int
     block: int
@@ -79,7 +74,7 @@ WORLDS = {5: World(5, 2, 2, (("test", 200), ("train", 4096))), 9: World(9, 3, 5,
 
 @dataclass(frozen=True)
 class Maze:
-    """A maze as a drawing shows it."""
+    """Hold a maze as a drawing shows it."""
 
     size: int
     start: Cell
@@ -92,7 +87,7 @@ class Maze:
 
 @lru_cache(maxsize=8192)
 def parse_maze(gold: str) -> Maze:
-    """The maze that a drawing shows, in the symbols above, rows on lines; LabError if it is none."""
+    """Return the maze of a drawing, a line of the symbols above for each row; LabError if it is none."""
     lines = gold.split("\n")
     found: dict[str, list[Cell]] = {symbol: [] for symbol in (FLOOR, GOLD, DIAMOND, LAVA, EXIT, START)}
     for row, line in enumerate(lines):
@@ -112,10 +107,9 @@ def _budget(size: int) -> int:
 
 
 def walk(maze: Maze, answer: str) -> list[Cell] | None:
-    """The cells of an answer, the start first; None if it holds other text or leaves the grid.
+    """Return the cells of an answer, the start first; None if it holds other text or leaves the grid.
 
-    The walk stops at the exit, later moves are ignored, and it stops when the budget is spent.
-    Whitespace between the arrows means nothing.
+    The walk stops at the exit, or when the budget is spent; later moves are ignored, as is whitespace.
     """
     moves = "".join(answer.split())
     if not set(moves) <= MOVES.keys():
@@ -134,9 +128,10 @@ def walk(maze: Maze, answer: str) -> list[Cell] | None:
 
 
 def score(answer: str, gold: str) -> np.ndarray:
-    """(4,): exit reached, share of the gold, share of the diamonds, 1 - (lava cells entered) / 2.
+    """Return the rewards (4,) in [0, 1]: exit reached, shares of gold and diamonds, 1 - (lava cells entered) / 2.
 
     All four are 0 unless `walk` ends at the exit. A cell counts once, however often it is entered.
+    LabError if `gold` is no maze.
     """
     maze = parse_maze(gold)
     cells = walk(maze, answer)
@@ -152,7 +147,7 @@ def score(answer: str, gold: str) -> np.ndarray:
 
 @lru_cache(maxsize=8192)
 def front(gold: str) -> np.ndarray:
-    """Every Pareto-optimal reward vector that some walk within the budget earns: (P, 4), most gold first.
+    """Return all Pareto-optimal reward vectors of walks within the budget: (P, 4), most gold first.
 
     Exact: dynamic programming over (moves, cell, set of treasure and lava cells entered so far).
     """
@@ -163,7 +158,7 @@ def front(gold: str) -> np.ndarray:
 
 
 def _attainable(maze: Maze) -> set[tuple[float, ...]]:
-    """The distinct reward vectors of all walks that reach the exit within the budget."""
+    """Return the distinct reward vectors of all walks that reach the exit within the budget."""
     ends = 0
     for layer in _layers(maze):
         ends |= layer.get(maze.exit, 0)
@@ -172,7 +167,7 @@ def _attainable(maze: Maze) -> set[tuple[float, ...]]:
 
 @lru_cache(maxsize=8192)
 def best_paths(gold: str) -> tuple[str, ...]:
-    """A walk for every point of `front`, in its order: one with the fewest moves that earn the point."""
+    """Return a walk for every point of `front`, in its order, with the fewest moves that earn the point."""
     maze = parse_maze(gold)
     layers, paths = _layers(maze), []
     for point in front(gold):
@@ -186,16 +181,16 @@ def best_paths(gold: str) -> tuple[str, ...]:
 
 
 def _items(maze: Maze) -> dict[Cell, int]:
-    """The cells that matter -> their bit in a set of entered cells: gold first, then diamonds, then lava."""
+    """Return the bit of each item in a set of entered cells: gold first, then diamonds, then lava."""
     return {cell: bit for bit, cell in enumerate([*sorted(maze.gold), *sorted(maze.diamonds), *sorted(maze.lava)])}
 
 
 def _layers(maze: Maze) -> list[dict[Cell, int]]:
-    """For every number of moves: cell -> the sets of items with which a walk can be there.
+    """Return for every number of moves: cell -> the sets of items that a walk to it can have entered.
 
-    A set of items is a number s below 2^items, and the sets of a cell are one large integer whose
-    bit s says that s occurs. Entering item b turns every s without b into s + 2^b, for all sets at
-    once: a shift. Cells from which the exit is out of reach are left out.
+    A set of items is a number s below 2^items. The sets of a cell are one large integer: its bit s is 1
+    if s occurs. Entering item b turns every s without b into s + 2^b, for all sets at once: a shift.
+    Cells from which the exit is out of reach are left out.
     """
     items = _items(maze)
     layers = [{maze.start: 1}]
@@ -222,18 +217,18 @@ def _neighbours(size: int) -> dict[Cell, tuple[Cell, ...]]:
 
 @lru_cache
 def _sets_without(bit: int, items: int) -> int:
-    """The integer with a 1 at every set of items that lacks `bit`."""
+    """Return the integer with a 1 at every set of items that lacks `bit`."""
     return sum(1 << s for s in range(1 << items) if not s >> bit & 1)
 
 
 def _members(sets: int) -> np.ndarray:
-    """The positions of the ones: the sets of items that an integer of `_layers` stands for."""
+    """Return the positions of the ones: the sets of items in an integer of `_layers`."""
     data = np.frombuffer(sets.to_bytes(sets.bit_length() // 8 + 1, "little"), dtype=np.uint8)
     return np.flatnonzero(np.unpackbits(data, bitorder="little"))
 
 
 def _rewards(maze: Maze, members: np.ndarray) -> np.ndarray:
-    """The reward vectors of walks to the exit that entered these sets of items: (sets, 4)."""
+    """Return the reward vectors of walks to the exit that entered these sets of items: (sets, 4)."""
     n_gold, n_diamonds = len(maze.gold), len(maze.diamonds)
     gold = np.bitwise_count(members & (1 << n_gold) - 1) / n_gold
     diamonds = np.bitwise_count(members >> n_gold & (1 << n_diamonds) - 1) / n_diamonds
@@ -242,7 +237,7 @@ def _rewards(maze: Maze, members: np.ndarray) -> np.ndarray:
 
 
 def _retrace(maze: Maze, layers: list[dict[Cell, int]], moves: int, entered: int) -> str:
-    """A walk of so many moves to the exit that enters exactly this set of items."""
+    """Return a walk of so many moves to the exit that enters exactly this set of items."""
     items, cell, path = _items(maze), maze.exit, ""
     for layer in layers[:moves][::-1]:
         before = {entered} if cell not in items else {entered, entered & ~(1 << items[cell])}
@@ -262,7 +257,7 @@ def _retrace(maze: Maze, layers: list[dict[Cell, int]], moves: int, entered: int
 
 @lru_cache
 def _grids(size: int) -> dict[str, tuple[str, ...]]:
-    """Every split's mazes as drawings; all of them are distinct."""
+    """Return the mazes of every split as drawings; all of them are distinct."""
     rng = np.random.default_rng([WORLD_SEED, size])
     splits: dict[str, tuple[str, ...]] = {}
     tested: set[str] = set()  # upright
@@ -278,7 +273,7 @@ def _grids(size: int) -> dict[str, tuple[str, ...]]:
 
 
 def _draw_grid(world: World, rng: np.random.Generator) -> str:
-    """A maze with the start at the top left, gold at the top right and diamonds at the bottom left."""
+    """Draw a maze with the start at the top left, gold at the top right and diamonds at the bottom left."""
     grid = np.full((world.size, world.size), FLOOR)
     grid[0, 0], grid[-1, -1] = START, EXIT
     row, column = np.indices(grid.shape)
@@ -296,14 +291,14 @@ def _drawing(grid: np.ndarray) -> str:
 
 
 def _turned(grid: str, rng: np.random.Generator) -> str:
-    """One of the eight orientations of a drawing."""
+    """Return a drawing in one of its eight orientations."""
     cells = np.rot90(np.array([list(line) for line in grid.split("\n")]), rng.integers(4))
     return _drawing(cells.T if rng.integers(2) else cells)
 
 
 @lru_cache(maxsize=8192)
 def _is_dilemma(grid: str) -> bool:
-    """Both treasures can be had, no walk takes some of both, and the front is not trivial."""
+    """Return True if both treasures can be reached, no walk takes some of both, and the front is large enough."""
     points = _attainable(parse_maze(grid))
     any_gold, any_diamond = (any(point[i] for point in points) for i in (1, 2))
     both = any(point[1] and point[2] for point in points)
@@ -312,12 +307,12 @@ def _is_dilemma(grid: str) -> bool:
 
 @lru_cache
 def ceiling(size: int, k: int) -> dict[str, float]:
-    """What no set of k answers can beat, as means over the test mazes.
+    """Return what no set of k answers can beat, as means over the test mazes, in [0, 1].
 
-    "best": the best mean of the four objectives that one answer earns, whatever k; "pass": 0, for no
-    answer earns everything; "eum": the best expected utility under uniform (Dirichlet) weightings;
+    "best": the best mean of the four objectives of one answer, whatever k; "pass": 0, because no answer
+    earns everything; "eum": the best expected utility under uniform (Dirichlet) weights;
     "hypervolume": the best share of the front's hypervolume above REFERENCE. The last two are optima
-    over all subsets of the front: it has 7 points at most.
+    over all subsets of the front, which has 7 points at most. LabError for k < 1.
     """
     if k < 1:
         raise LabError(f"k = {k}: at least 1 is needed")
@@ -344,7 +339,7 @@ def ceiling(size: int, k: int) -> dict[str, float]:
 
 
 class MazeTask:
-    """The mazes of 5 x 5 cells as a task. A row's gold is the drawing that its prompt shows."""
+    """Offer the mazes of 5 x 5 cells as a task. A row's gold is the drawing in its prompt."""
 
     name = "maze"
     size = 5
@@ -356,7 +351,7 @@ class MazeTask:
     score = staticmethod(each(score))
 
     def front(self, gold: str) -> np.ndarray:
-        """(P, 4): the Pareto-optimal reward vectors of a maze."""
+        """Return the Pareto-optimal reward vectors of a maze: (P, 4)."""
         return front(gold)
 
     def picture(self, gold: str, answers: Sequence[str]) -> str:
@@ -367,21 +362,18 @@ class MazeTask:
 
     @property
     def picture_key(self) -> str:
-        """What the marks in a picture mean, as SVG and text."""
+        """Return what the marks in a picture mean, as SVG and text."""
         from vpo_lab.tasks.maze.draw import maze_key
 
         return maze_key()
 
     def ceiling(self, k: int) -> dict[str, float]:
-        """The bounds on any k answers, see the function of this name."""
+        """Return the bounds on any k answers; see the function of this name."""
         return ceiling(self.size, k)
 
     def load(self, path: str | None = None, split: str = "train") -> list[dict]:
-        """The rows of a split, the same on every machine. `path` must be empty."""
-        if path:
-            raise LabError(f"{self.name} is generated and reads no file: drop the data path {str(path)!r}")
-        if split not in dict(WORLDS[self.size].rows):
-            raise LabError(f"unknown split {split!r} of {self.name}: choose 'train' or 'test'")
+        """Return the rows of a split, the same on every machine. LabError for a path or another split."""
+        check_generated(self.name, path, split)
         system = (
             f"Walk from {START} to {EXIT} in at most {_budget(self.size)} moves. {GOLD} is gold, {DIAMOND} is a "
             f"diamond, {LAVA} is lava.\n\n**Output Format**\nOne arrow per move: {' '.join(MOVES)}"
@@ -396,11 +388,11 @@ class MazeTask:
         ]
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """`n` distinct walks to the exit, most of which look for no treasure and mind no lava.
+        """Return `n` distinct walks to the exit; most of them ignore treasure and lava.
 
-        With SKILL a walk of the Pareto front, else with SHORTEST any of the shortest walks, else any
-        walk with one detour that enters no cell twice, all equally likely. Several stand in the order
-        of their moves: who has an order to follow can see which ways have been gone already.
+        With probability SKILL a walk of the Pareto front, else with SHORTEST any of the shortest walks, else any
+        walk with one detour that enters no cell twice. Walks are sorted by their moves. A fixed order lets the model
+        see which ways it has already gone, so it learns not to repeat itself.
         """
         maze = parse_maze(row["gold"])
         answers: list[str] = []
@@ -413,7 +405,7 @@ class MazeTask:
 
 
 class MazeTask9x9(MazeTask):
-    """The mazes of 9 x 9 cells, for a larger policy."""
+    """Offer the mazes of 9 x 9 cells, for a larger policy."""
 
     name = "maze_9x9"
     size = 9

@@ -2,7 +2,7 @@
 
 How an answer is read
 ---------------------
-1. Think blocks are cut out; nothing inside them is ever taken for a call. An unclosed `<think>`
+1. Think blocks are cut out; nothing inside them is read as a call. An unclosed `<think>`
    hides the rest of the text. A text whose first think tag is a closing one is read as if it
    began with `<think>`.
 2. What is left is searched for closed `<tool_call>` blocks. A block holds JSON values one after
@@ -11,13 +11,13 @@ How an answer is read
    text that is no JSON, reading goes on with the next line. NaN and Infinity are not JSON.
 3. The response is the text of the first closed `<response>`.
 
-`format` is strict, the other three objectives score what could be read: the calls of several
-blocks, the good calls of a block beside a broken one, an answer without a think block. So each
-objective says one thing, and a slip in the form does not hide that a call was right.
+`format` is strict. The other three objectives score what can be read: the calls of several blocks,
+the good calls beside a broken one, an answer without a think block. So each objective measures one
+thing, and a mistake in the format does not hide a correct call.
 
-Caps keep the time bounded: a longer text is not read at all, a deeper value and a call beyond
-MAX_CALLS end the reading of their block, a longer string compares without NFC (which takes
-quadratic time on hostile text).
+Caps bound the time. A text longer than MAX_CHARS is not read. A value deeper than MAX_DEPTH, or a
+call beyond MAX_CALLS, ends the reading of its block. A string longer than MAX_NFC_CHARS is compared
+without NFC, which takes quadratic time on hostile text.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from itertools import permutations
-from math import fsum, lcm
+from itertools import chain
+from math import fsum
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,9 +52,9 @@ MAX_NFC_CHARS = 2_048  # of one string
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call. Names and keys stand as written; strings among the values are in NFC and trimmed.
+    """Hold one tool call: names and keys as written, strings among the values in NFC and trimmed.
 
-    Numbers are int or float, or Decimal where a float could not hold the number that was written.
+    Numbers are int or float, or Decimal where a float cannot hold the number exactly.
     """
 
     name: str
@@ -62,17 +63,17 @@ class Call:
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What was read from an answer."""
+    """Hold what was read from an answer."""
 
     think: str | None  # the closed think block that opens the answer, trimmed
     calls: tuple[Call, ...]  # in the order written
     response: str  # trimmed, "" where there is none
-    call_format: bool  # the format that a row with calls asks for
-    response_format: bool  # the format that a row without calls asks for
+    call_format: bool  # has the format of an answer with calls
+    response_format: bool  # has the format of an answer without calls
 
 
 class PairScore(NamedTuple):
-    """How one call compares with one gold call; compared as a tuple, larger is the better pair."""
+    """Say how well one call answers one gold call; as a tuple, the larger is the better pair."""
 
     same_name: bool
     shared_keys: int
@@ -82,7 +83,7 @@ class PairScore(NamedTuple):
 
 
 def score(answer: str, gold: str) -> np.ndarray:
-    """The reward vector of one answer: (4,) float64 in [0, 1], in the order of OBJECTIVES.
+    """Return the reward vector of one answer: (4,) float64 in [0, 1], in the order of OBJECTIVES.
 
     - format: 1 if one closed think block comes first and is the only one, and then: where `gold`
       has calls, exactly one closed <tool_call> block that holds calls and nothing else; where it
@@ -95,7 +96,7 @@ def score(answer: str, gold: str) -> np.ndarray:
     Calls left over on either side are pairs that score 0. No calls on both sides: the last three
     are 1 if the response is non-empty, else 0. Calls on one side only: 0.
 
-    answer: any text; anything that is not a str scores 0. gold: the row's ground-truth text, with
+    answer: any text; what is not a str scores 0. gold: the row's ground-truth text, with
     or without its think block. Any text scores, in bounded time; LabError if `gold` is not a str.
     """
     if not isinstance(gold, str):
@@ -104,9 +105,10 @@ def score(answer: str, gold: str) -> np.ndarray:
     calls, gold_calls = parsed.calls, wanted.calls
     well_formed = parsed.call_format if gold_calls else parsed.response_format
     if calls and gold_calls:
-        pairs = _aligned_scores(calls, gold_calls)
+        pairs = [pair for _, _, pair in _aligned(calls, gold_calls)]
         n_pairs = max(len(calls), len(gold_calls))
-        tool_name = 2 * _shared_names(calls, gold_calls) / (len(calls) + len(gold_calls))
+        shared_names = (Counter(c.name for c in calls) & Counter(c.name for c in gold_calls)).total()
+        tool_name = 2 * shared_names / (len(calls) + len(gold_calls))
         # fsum rounds once, so that the order of the pairs cannot show.
         param_name = fsum(p.key_f1 for p in pairs) / n_pairs
         param_value = fsum(p.value_share for p in pairs) / n_pairs
@@ -114,12 +116,6 @@ def score(answer: str, gold: str) -> np.ndarray:
         nothing_to_call = not calls and not gold_calls
         tool_name = param_name = param_value = float(nothing_to_call and parsed.response != "")
     return np.array([well_formed, tool_name, param_name, param_value], dtype=np.float64)
-
-
-def _shared_names(calls: Sequence[Call], gold_calls: Sequence[Call]) -> int:
-    if len(calls) == len(gold_calls) == 1:
-        return calls[0].name == gold_calls[0].name
-    return (Counter(c.name for c in calls) & Counter(c.name for c in gold_calls)).total()
 
 
 # --- Reading an answer ------------------------------------------------------------------------
@@ -146,12 +142,12 @@ def parse_answer(text: str) -> ParsedAnswer:
     )
 
 
-# The same golds come back for every rollout of a group.
+# Every rollout of a group is scored against the same gold.
 _parse_gold = lru_cache(maxsize=8192)(parse_answer)
 
 
 def _blocks(text: str, opening: str, closing: str) -> Iterator[str | None]:
-    """The text of each closed block; None for one at the end that is not closed."""
+    """Yield the text of each closed block, and None for a block at the end that is not closed."""
     start = 0
     while (begin := text.find(opening, start)) >= 0:
         begin += len(opening)
@@ -164,7 +160,7 @@ def _blocks(text: str, opening: str, closing: str) -> Iterator[str | None]:
 
 
 def _read_thinking(text: str) -> tuple[str | None, bool, str]:
-    """The think block that opens the text; is it the only one; the text outside of all of them."""
+    """Return the think block that opens the text, whether it is the only one, and the text outside all of them."""
     opening, closing = "<think>", "</think>"
     first_open, first_close = text.find(opening), text.find(closing)
     if first_open == first_close == -1:
@@ -188,7 +184,7 @@ def _read_thinking(text: str) -> tuple[str | None, bool, str]:
 
 
 def _read_calls(block: str, calls: list[Call]) -> bool:
-    """Append the calls of a block; is the block nothing but calls?"""
+    """Append the calls of a block to `calls`; return True if the block holds nothing else."""
     whole, block = block, _cut_where_too_deep(block)
     nothing_else = block is whole
     position = _SPACE.match(block).end()
@@ -199,7 +195,7 @@ def _read_calls(block: str, calls: list[Call]) -> bool:
             return False
         except ValueError:
             nothing_else = False
-            # On with the next line, so that a broken call costs itself and not those behind it.
+            # Continue on the next line, so that a broken call does not hide those after it.
             position = block.find("\n", position) + 1 or len(block)
             value = []
         for item in value if isinstance(value, list) else [value]:
@@ -224,7 +220,7 @@ def _as_call(item: Any) -> Call | None:
 
 
 def _normal(value: Any) -> Any:
-    """The value with every string in it, keys aside, in NFC and trimmed."""
+    """Return the value with every string in it, except keys, in NFC and trimmed."""
     if isinstance(value, str):
         if not value.isascii() and len(value) <= MAX_NFC_CHARS:
             value = unicodedata.normalize("NFC", value)
@@ -242,7 +238,7 @@ _BRACKET_QUOTE_OR_ESCAPE = re.compile(r"[\[\]{}\"\\]")
 
 
 def _cut_where_too_deep(block: str) -> str:
-    """The block up to the bracket that nests too deep: Python's JSON reader recurses."""
+    """Return the block up to the bracket that nests too deep: Python's JSON reader recurses."""
     if block.count("[") + block.count("{") <= MAX_DEPTH:
         return block
     depth, in_string, escaped = 0, False, -1
@@ -269,7 +265,7 @@ _SHORT = 300  # digits; Python refuses to make an int of more than 4,300 of them
 
 
 def _read_number(literal: str) -> float | Decimal:
-    """The number that a JSON literal stands for, exactly. ValueError beyond 10^(10^18)."""
+    """Return the number that a JSON literal stands for, exactly. ValueError beyond 10^(10^18)."""
     if len(literal) <= _SHORT and literal.lstrip("-").isdecimal():
         return int(literal)
     try:
@@ -277,7 +273,7 @@ def _read_number(literal: str) -> float | Decimal:
     except ArithmeticError as error:
         raise ValueError("the exponent is too large") from error
     nearest = float(literal) if len(literal) <= _SHORT else None
-    # A float where it says the same as what was written, for it reads better in a notebook.
+    # A float reads better in a notebook: use one where it is exact.
     return nearest if nearest is not None and Decimal(repr(nearest)) == exact else exact
 
 
@@ -289,7 +285,7 @@ _DECODER = json.JSONDecoder(parse_int=_read_number, parse_float=_read_number, pa
 
 
 def values_equal(a: Any, b: Any) -> bool:
-    """JSON equality of two parameter values of `Call`s, recursive.
+    """Return True if two parameter values of `Call`s are equal as JSON, recursively.
 
     A string that is a JSON number equals that number ("1.0" equals 1; "01", "+1" and "1,000" are
     not JSON numbers), but two strings compare as text. A bool equals only a bool, null only null.
@@ -327,7 +323,7 @@ def _as_decimal(number: float | Decimal) -> Decimal:
 
 
 def score_pair(call: Call, gold: Call) -> PairScore:
-    """How well one call answers one gold call."""
+    """Return how well one call answers one gold call."""
     n_keys, n_gold = len(call.parameters), len(gold.parameters)
     shared = call.parameters.keys() & gold.parameters.keys()
     equal = sum(values_equal(call.parameters[key], gold.parameters[key]) for key in shared)
@@ -341,41 +337,30 @@ def score_pair(call: Call, gold: Call) -> PairScore:
 
 
 def align(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[tuple[int, int]]:
-    """The one-to-one assignment of calls to gold calls, as pairs of indices (call, gold call).
+    """Return the one-to-one assignment of calls to gold calls, as pairs of indices (call, gold call).
 
-    It maximises, summed over the pairs, first the same names, then the shared keys, then the equal
-    values; ties go to the higher key F1, then to the higher share of values. A call takes part if
-    the other side has one for it, even under another name.
+    It maximises, summed over the pairs, first the equal names, then the shared keys, then the equal values; ties go
+    to the higher key F1, then to the higher share of values. A call takes part if the other side has one for it,
+    even under another name.
     """
-    if not calls or not gold_calls:
-        return []
-    # By content, so that what is left of ties cannot depend on the order written.
+    return [(i, j) for i, j, _ in _aligned(calls, gold_calls)] if calls and gold_calls else []
+
+
+def _aligned(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[tuple[int, int, PairScore]]:
+    # Sorted by content, so that the order in which calls are written cannot decide a tie.
     rows, columns = _by_content(calls), _by_content(gold_calls)
-    table = [[score_pair(calls[i], gold_calls[j]) for j in columns] for i in rows]
+    table = [[(i, j, score_pair(calls[i], gold_calls[j])) for j in columns] for i in rows]
     if len(rows) == 1 or len(columns) == 1:
-        cells = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
-        chosen = [max(cells, key=lambda cell: table[cell[0]][cell[1]])]
-    else:
-        from scipy.optimize import linear_sum_assignment
+        return [max(chain(*table), key=itemgetter(2))]
 
-        sizes = [(len(calls[i].parameters), len(gold_calls[j].parameters)) for i in rows for j in columns]
-        chosen = zip(*linear_sum_assignment(_weights(table, sizes), maximize=True), strict=True)
-    return [(rows[int(i)], columns[int(j)]) for i, j in chosen]
+    from scipy.optimize import linear_sum_assignment
 
-
-def _aligned_scores(calls: Sequence[Call], gold_calls: Sequence[Call]) -> list[PairScore]:
-    """The scores of the aligned pairs. Few calls are the rule: trying all ways is then the fastest."""
-    if max(len(calls), len(gold_calls)) > 3:
-        return [score_pair(calls[i], gold_calls[j]) for i, j in align(calls, gold_calls)]
-    table = [[score_pair(call, gold) for gold in gold_calls] for call in calls]
-    if len(calls) > len(gold_calls):
-        table = list(zip(*table, strict=True))
-    if len(table) == 1:
-        return [max(table[0])]
-    ways = permutations(range(len(table[0])), len(table))
-    assignments = [[row[j] for row, j in zip(table, way, strict=True)] for way in ways]
-    # Assignments that tie in all five sums have the same scores.
-    return max(assignments, key=lambda pairs: [fsum(values) for values in zip(*pairs, strict=True)])
+    # The criteria as digits of one number. A ratio decides only where all criteria before it tie.
+    same, shared, equal, f1, share = np.moveaxis([[pair for _, _, pair in row] for row in table], -1, 0)
+    n = min(len(rows), len(columns))
+    base = 1 + n * shared.max()  # more than any total of shared keys, and so of equal values
+    weights = (same * base + shared) * base + equal + (f1 + 1e-6 * share) / (n + 1)
+    return [table[row][column] for row, column in zip(*linear_sum_assignment(weights, maximize=True), strict=True)]
 
 
 def _by_content(calls: Sequence[Call]) -> list[int]:
@@ -383,38 +368,3 @@ def _by_content(calls: Sequence[Call]) -> list[int]:
         return [0]
     texts = [json.dumps([c.name, c.parameters], sort_keys=True, default=str) for c in calls]
     return sorted(range(len(calls)), key=texts.__getitem__)
-
-
-def _weights(table: list[list[PairScore]], sizes: list[tuple[int, int]]) -> np.ndarray:
-    """One number per pair, (calls, gold calls), whose sum ranks assignments as `align` says.
-
-    sizes: for the pairs in row-major order, how many keys the call and the gold call have.
-    The criteria are the digits of a whole number, each in a base that its total cannot reach. What
-    would not be exact in a float64 any more is left out; the first three criteria always fit.
-    """
-    pairs = [pair for row in table for pair in row]
-    both = lcm(*(n + n_gold or 1 for n, n_gold in sizes))
-    gold = lcm(*(n_gold or 1 for _, n_gold in sizes))
-    digits = (
-        [pair.same_name for pair in pairs],
-        [pair.shared_keys for pair in pairs],
-        [pair.equal_values for pair in pairs],
-        # The two ratios of `PairScore` in whole units.
-        [
-            2 * pair.shared_keys * both // (n + n_gold) if n + n_gold else both
-            for pair, (n, n_gold) in zip(pairs, sizes, strict=True)
-        ],
-        [
-            pair.equal_values * gold // n_gold if n_gold else gold * (n == 0)
-            for pair, (n, n_gold) in zip(pairs, sizes, strict=True)
-        ],
-    )
-    n_chosen = min(len(table), len(table[0]))
-    weights, limit = [0] * len(pairs), 1
-    for values in digits:
-        base = 1 + n_chosen * max(values)
-        limit *= base
-        if limit > 2**51:
-            break
-        weights = [weight * base + value for weight, value in zip(weights, values, strict=True)]
-    return np.array(weights, dtype=np.float64).reshape(len(table), -1)

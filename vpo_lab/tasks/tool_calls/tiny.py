@@ -13,11 +13,9 @@ plausible. What the user meant (the gold) is drawn from the kind's *hidden* dist
    the first with probability .6 to .85.
 
 So 2 to 6 answers are plausible for a request and one of them is gold. Values are copied from the
-request. No answer is right every time: a call-both answer or one with a spare key earns something
-under several golds, a precise answer earns everything under one. `ceiling` computes, from the
-hidden distribution, what no policy can beat.
-
-The distribution belongs to the world, not to a run: WORLD_SEED fixes it and the rows for everyone.
+request. No answer is right every time: an answer with both calls or a spare key earns something under
+several golds, a precise answer earns everything under one. `ceiling` computes, from the hidden
+distribution, what no policy can beat. WORLD_SEED fixes the distribution and the rows of every run.
 """
 
 from __future__ import annotations
@@ -31,24 +29,20 @@ import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import pareto_optimal
-from vpo_lab.tasks import each
+from vpo_lab.tasks import check_generated, each
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, score
 from vpo_lab.tasks.tool_calls.words import MEANINGS, short_answer, title_of
 
 WORLD_SEED = 20260522
-
 SPLIT_SIZES = {"train": 4096, "test": 200}
-
-ANNOTATOR_SKILL = 0.3  # how often a demonstration follows the hidden distribution
-
-CORRUPTED = 0.1  # the share of demonstrations with one more mistake
-
+ANNOTATOR_SKILL = 0.3  # share of demonstrations that follow the hidden distribution
+CORRUPTED = 0.1  # share of demonstrations with one more mistake
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Eight tools over one kind of thing. `tools`: name -> (description, parameter names)."""
+    """Hold eight tools for one kind of thing; tools: name -> (description, parameter names)."""
 
     thing: str
     things: tuple[str, ...]
@@ -57,20 +51,15 @@ class Domain:
 
     @property
     def numbers(self) -> tuple[str, ...]:
+        """Return the parameters that take the number of a request."""
         keys = {key for _, keys in self.tools.values() for key in keys}
         return tuple(sorted(keys - {self.thing, "day"}))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
 
 
 DOMAINS = {
     "travel": Domain(
         thing="city",
-        things=_words(
-            "Oslo Lima Rome Paris Quito Delhi Cairo Tokyo Perth Porto"
-        ),
+        things=tuple("Oslo Lima Rome Paris Quito Delhi Cairo Tokyo Perth Porto".split()),
         tools={
             "get_weather": ("Weather forecast for a city.", ("city", "day")),
             "find_hotels": ("Hotels in a city.", ("city", "nights")),
@@ -81,15 +70,11 @@ DOMAINS = {
             "buy_tickets": ("Tickets for a museum.", ("city", "guests")),
             "book_parking": ("A parking space.", ("city", "nights")),
         },
-        occasions=(
-            "a weekend in", "a business trip to", "a concert in", "a conference in",
-        ),
+        occasions=("a weekend in", "a business trip to", "a concert in", "a conference in"),
     ),
     "office": Domain(
         thing="person",
-        things=_words(
-            "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas"
-        ),
+        things=tuple("Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas".split()),
         tools={
             "send_note": ("Send a short note.", ("person",)),
             "book_meeting": ("Book a meeting.", ("person", "day")),
@@ -100,15 +85,11 @@ DOMAINS = {
             "print_badges": ("Print visitor badges.", ("person", "copies")),
             "find_contact": ("Look up an address.", ("person",)),
         },
-        occasions=(
-            "the budget with", "the launch with", "a farewell for", "an interview with",
-        ),
+        occasions=("the budget with", "the launch with", "a farewell for", "an interview with"),
     ),
     "home": Domain(
         thing="room",
-        things=_words(
-            "Kitchen Attic Cellar Garage Office Studio Nursery Library Pantry Lounge"
-        ),
+        things=tuple("Kitchen Attic Cellar Garage Office Studio Nursery Library Pantry Lounge".split()),
         tools={
             "set_heating": ("Set the heating.", ("room", "degrees")),
             "dim_lights": ("Dim the lights.", ("room", "level")),
@@ -119,15 +100,11 @@ DOMAINS = {
             "boil_water": ("Keep water warm.", ("room", "degrees")),
             "air_room": ("Let in fresh air.", ("room", "day")),
         },
-        occasions=(
-            "a party in the", "guests in the", "a cold night in the", "a long absence from the",
-        ),
+        occasions=("a party in the", "guests in the", "a cold night in the", "a long absence from the"),
     ),
     "shop": Domain(
         thing="item",
-        things=_words(
-            "Apples Bread Candles Dates Eggs Flour Grapes Honey Ink Juice"
-        ),
+        things=tuple("Apples Bread Candles Dates Eggs Flour Grapes Honey Ink Juice".split()),
         tools={
             "order_item": ("Order an article.", ("item", "quantity")),
             "track_price": ("Watch the price.", ("item", "day")),
@@ -138,22 +115,18 @@ DOMAINS = {
             "plan_delivery": ("Set a delivery day.", ("item", "day")),
             "rate_item": ("Leave a rating.", ("item", "stars")),
         },
-        occasions=(
-            "a birthday needs", "the stock of", "a complaint about", "the cheapest",
-        ),
+        occasions=("a birthday needs", "the stock of", "a complaint about", "the cheapest"),
     ),
 }  # fmt: skip
 
 ASK = "ask"  # the plan that calls nothing and asks back
-
 QUESTION = "Which one do you mean?"
-
 THOUGHT = "I call what fits."
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of request and its hidden distribution: (plan, which thing) -> probability."""
+    """Hold one kind of request and its hidden distribution: (plan, which thing) -> probability."""
 
     domain: str
     occasion: str
@@ -163,7 +136,7 @@ class Kind:
 
 @lru_cache
 def kinds() -> tuple[Kind, ...]:
-    """The 16 kinds of the world, with the hidden distributions that a policy has to discover."""
+    """Return the 16 kinds of request, with the hidden distributions that a policy has to discover."""
     rng = np.random.default_rng(WORLD_SEED)
     result = []
     for name, domain in DOMAINS.items():
@@ -186,16 +159,16 @@ def _draw_plans(tools: list[str], rng: np.random.Generator, most: int) -> list[t
     plans = [(ASK,)] if rng.random() < 0.25 else []
     size = int(rng.integers(2, most + 1))
     while len(plans) < size:
-        plan = tuple(sorted(rng.choice(tools, size=1 if rng.random() < 0.6 else 2, replace=False).tolist()))
+        plan = _draw_tools(tools, rng)
         if plan not in plans:
             plans.append(plan)
-    # A question back is never the likeliest plan, or it would be the answer to everything.
+    # A question back is never the likeliest plan: a policy could then answer everything with it.
     return plans[1:] + plans[:1] if plans[0] == (ASK,) else plans
 
 
 @dataclass(frozen=True)
 class _Request:
-    """The facts in a request, which values are copied from."""
+    """Hold the facts of a request; the values in a gold are copied from them."""
 
     kind: int
     things: tuple[str, str]
@@ -220,7 +193,7 @@ class _Request:
 
 
 def render_answer(calls: list[dict]) -> str:
-    """Calls as an answer in ToolRL's format; no calls: the question back."""
+    """Return calls as an answer in ToolRL's format; the question back if there are none."""
     if not calls:
         return f"<think> {THOUGHT} </think>\n<response> {QUESTION} </response>"
     lines = "\n".join(json.dumps(call) for call in calls)
@@ -252,7 +225,7 @@ def _draw_request(rng: np.random.Generator) -> _Request:
 
 @lru_cache
 def _requests() -> dict[str, tuple[tuple[_Request, int], ...]]:
-    """Every split's (request, index of the gold outcome); the texts of all of them are distinct."""
+    """Return (request, index of the gold outcome) for the rows of every split; all requests are distinct."""
     rng = np.random.default_rng([WORLD_SEED, 1])
     seen: set[_Request] = set()
     splits = {}
@@ -268,16 +241,19 @@ def _requests() -> dict[str, tuple[tuple[_Request, int], ...]]:
     return splits
 
 
+def _draw_tools(tools: list[str], rng: np.random.Generator) -> tuple[str, ...]:
+    """Return one tool (6 times in 10) or two."""
+    return tuple(sorted(rng.choice(tools, size=1 if rng.random() < 0.6 else 2, replace=False).tolist()))
+
+
 def _annotate(request: _Request, rng: np.random.Generator) -> list[dict]:
     kind = kinds()[request.kind]
-    tools = list(DOMAINS[kind.domain].tools)
     if rng.random() < ANNOTATOR_SKILL:
         plan, which = kind.outcomes[rng.choice(len(kind.outcomes), p=kind.probabilities)]
     elif rng.random() < 0.05:
         plan, which = (ASK,), 0
     else:
-        size = 1 if rng.random() < 0.6 else 2
-        plan, which = tuple(sorted(rng.choice(tools, size=size, replace=False).tolist())), int(rng.integers(2))
+        plan, which = _draw_tools(list(DOMAINS[kind.domain].tools), rng), int(rng.integers(2))
     calls = request.calls(plan, which)
     if calls and rng.random() < CORRUPTED:
         _corrupt(calls[rng.integers(len(calls))], request, rng)
@@ -306,15 +282,14 @@ def _corrupt(call: dict, request: _Request, rng: np.random.Generator) -> None:
 
 @lru_cache
 def ceiling(k: int) -> dict[str, float]:
-    """The best expected best@k and pass@k that any policy can reach, over the world's requests.
+    """Return the highest expected best@k and pass@k of any policy: {"best": .., "pass": ..} in [0, 1].
 
     A policy that knew the hidden distribution would choose the k answers whose best is, on
-    average over the golds, as good as possible. The answers considered are all of one or two calls
-    with a name of the domain, any set of its parameter names and the request's own values, and the
-    question back; three calls and more are worse under every gold than the bound checked here.
+    average over the golds, as good as possible; "good" is the mean of the four objectives. Considered
+    are the question back and all answers of one or two calls with a tool of the domain, any of its
+    parameter names and the request's own values. Three calls or more score less under every gold.
     best@k is the optimum of a facility-location problem per kind, solved exactly (scipy's MILP).
-
-    Returns {"best": .., "pass": ..}, the scalar being the mean of the four objectives.
+    LabError for k < 1.
     """
     if k < 1:
         raise LabError(f"k = {k}: at least 1 is needed")
@@ -324,7 +299,7 @@ def ceiling(k: int) -> dict[str, float]:
 
 
 def _best_coverage(kind_number: int, k: int) -> float:
-    """max over sets of k answers of the expected best scalar score, for one kind of request."""
+    """Return the maximum over sets of k answers of the expected best mean reward, for one kind of request."""
     from scipy.optimize import LinearConstraint, milp
 
     scores_AG = _candidate_scores(kind_number)
@@ -352,7 +327,7 @@ def _best_coverage(kind_number: int, k: int) -> float:
 
 @lru_cache
 def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
-    """Scalar score of every sensible answer under every gold of the kind: (answers, golds).
+    """Return the mean reward of every sensible answer under every gold of the kind: (answers, golds).
 
     `prune` drops calls that another call of the same name beats against every gold call, and
     answers that another answer beats under every gold; the tests compare it with the full search.
@@ -393,7 +368,7 @@ def _undominated(points: np.ndarray) -> list[int]:
 
 
 class TinyTools:
-    """The generated world as a task. Scored by ToolRL's rules, exactly as the real rows are."""
+    """Offer the generated world as a task, scored by the rules of ToolRL's real rows."""
 
     name = "tiny_tools"
     objectives = OBJECTIVES
@@ -404,36 +379,24 @@ class TinyTools:
     score = staticmethod(each(score))
 
     def load(self, path: str | None = None, split: str = "train") -> list[dict]:
-        """4,096 train or 200 test rows, the same on every machine. `path` must be empty."""
-        if path:
-            raise LabError(f"tiny_tools is generated and reads no file: drop the data path {str(path)!r}")
-        if split not in SPLIT_SIZES:
-            raise LabError(f"unknown split {split!r} of tiny_tools: choose 'train' or 'test'")
+        """Return 4,096 train or 200 test rows, the same on every machine. LabError for a path or another split."""
+        check_generated(self.name, path, split)
         rows = []
         for number, (request, outcome) in enumerate(_requests()[split]):
             kind = kinds()[request.kind]
-            rows.append(
-                {
-                    "id": f"tiny_tools-{split}-{number}",
-                    "prompt": [
-                        {"role": "system", "content": _system_prompt(kind.domain)},
-                        {
-                            "role": "user",
-                            "content": f"**Dialogue Records History**\n<user> {request.text()} </user>",
-                        },
-                    ],
-                    "gold": render_answer(request.calls(*kind.outcomes[outcome])),
-                }
-            )
+            system, user = _system_prompt(kind.domain), f"**Dialogue Records History**\n<user> {request.text()} </user>"
+            prompt = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            gold = render_answer(request.calls(*kind.outcomes[outcome]))
+            rows.append({"id": f"tiny_tools-{split}-{number}", "prompt": prompt, "gold": gold})
         return rows
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """`n` distinct answers of a mediocre annotator: the warmup must not hand over the solution.
+        """Return `n` distinct answers of a mediocre annotator, so that the warmup does not give the solution away.
 
-        With ANNOTATOR_SKILL the annotator follows the hidden distribution, else any tools of the
-        domain will do; CORRUPTED of the answers then have a key dropped or added, or a wrong
-        value. Several answers stand in the order of the domain's tools: who has an order to follow
-        can see what has been said already, and learns not to say it again.
+        With probability ANNOTATOR_SKILL the annotator follows the hidden distribution, else takes any tools of the
+        domain. Then a share CORRUPTED of the answers get a key too few, a key too many or a wrong value. Answers are
+        sorted by tool. A fixed order lets the model see which tools it has already used, so it learns not to repeat
+        itself.
         """
         split, number = row["id"].split("-")[1:]
         request, _ = _requests()[split][int(number)]

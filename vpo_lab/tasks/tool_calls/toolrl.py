@@ -1,4 +1,4 @@
-"""ToolRL's tool-calling rows (arXiv:2504.13958): 3,920 train and 80 test rows, downloaded once.
+"""Read ToolRL's tool-calling rows (arXiv:2504.13958): 3,920 for training, 80 for testing, downloaded once.
 
 The rows come from github.com/qiancheng0/ToolRL (Apache-2.0), mixed there from ToolACE, masked Hammer and xLAM.
 The project ships none of them: `load` downloads them into a cache, or reads your own copy.
@@ -24,8 +24,8 @@ from vpo_lab.tasks.tool_calls.words import MEANINGS, short_answer, title_of
 BASE_URL = "https://raw.githubusercontent.com/qiancheng0/ToolRL/main/dataset/rlla_4k"
 TIMEOUT_S = 30.0
 ROW_COUNTS = {"train": 3920, "test": 80}
-# The published file's. That of train.parquet was not at hand: its first download is checked by its number of rows,
-# and its own sha256 is kept beside it for every later load.
+# Of the published test file. The hash of train.parquet is not known here: its first download is checked by its number
+# of rows, and its hash is then kept beside it for later loads.
 SHA256 = {"test": "f7f300ebe755fd04985c83e18097d5a94a08619d72809fe06128ed3f00da7554"}
 
 WANTED = "pass a parquet file in ToolRL's format"
@@ -33,7 +33,7 @@ OWN_COPY = "pass your own copy with path= (--data on the command line)"
 
 
 class ToolRL:
-    """ToolRL's public rows as a task. A row is {"id": str, "prompt": [messages], "gold": str}."""
+    """Offer ToolRL's public rows as a task. A row is {"id": str, "prompt": [messages], "gold": str}."""
 
     name = "toolrl"
     objectives = OBJECTIVES
@@ -46,8 +46,7 @@ class ToolRL:
 
         path: a parquet file (read whatever the split), a folder with {train,test}.parquet, or None: the public file,
         downloaded into the cache (the folder in VPO_LAB_CACHE, else ~/.cache/vpo_lab) and checked. Ids are
-        "toolrl-<name of the file>-<position>". Raises LabError, in one line, for whatever is wrong with the split, the
-        file, one of its rows or the download.
+        "toolrl-<name of the file>-<position>". LabError for a wrong split, file, row or download.
         """
         if split not in ROW_COUNTS:
             raise LabError(f"unknown split {split!r} of toolrl: choose 'train' or 'test'")
@@ -59,10 +58,10 @@ class ToolRL:
         return read_rows(file)
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """Return `n` answers that a warmup may imitate: the gold and golds with one slip, shuffled.
+        """Return `n` answers that a warmup may imitate: the gold, and the gold with one slip each, shuffled.
 
-        A slip is a lost call, a lost parameter or the name of another tool of the prompt. Distinct where the row
-        allows: one without calls has only its gold to show.
+        A slip is a lost call, a lost parameter or the name of another tool of the prompt. A row without calls has
+        no slips and repeats its gold.
         """
         slips = _golds_with_one_slip(row)
         picked = [slips[i] for i in rng.permutation(len(slips))[: n - 1]]
@@ -95,9 +94,8 @@ def _golds_with_one_slip(row: dict) -> list[str]:
 def read_rows(file: str | os.PathLike, *, leave_out: bool = False) -> list[dict]:
     """Return the rows of one parquet file in ToolRL's columns.
 
-    A gold that cannot be parsed would count as "nothing to call", and to refuse would be paid in full. So every gold
-    must earn 1 in all objectives. Raises LabError if one does not (`leave_out`: says how many are left out), or if
-    the file is no such file.
+    Every gold must earn 1 in all objectives, because one that cannot be parsed would reward an answer without calls.
+    LabError if a gold does not (with `leave_out` such rows are dropped and counted), or for another kind of file.
     """
     file = Path(file)
     rows = [_row(record, file, number) for number, record in enumerate(_records(file))]
@@ -117,7 +115,7 @@ def _records(file: Path) -> list[dict]:
     import pyarrow.parquet as pq
 
     try:
-        # Opened here, so that Arrow sees neither odd characters in the path nor a dataset folder.
+        # Opened here, because Arrow reads odd characters in a path as a URL, and folders as data sets.
         with file.open("rb") as source:
             table = pq.ParquetFile(source)
             found = table.schema_arrow.names

@@ -1,4 +1,4 @@
-"""What the tool-call tasks say to a reader: an answer in one line, a request's title, what the objectives mean."""
+"""Describe tool calls to a reader: an answer in one line, a request's title, the meaning of the objectives."""
 
 from __future__ import annotations
 
