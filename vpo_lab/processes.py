@@ -72,9 +72,9 @@ _joined = False
 def join_others() -> None:
     """Wait until all processes that WORLD_SIZE speaks of are here, and print whom this one waits for."""
     global _joined
-    _joined = True
     if world_size() == 1:
         return
+    _joined = True
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     print(f"process {rank()} of {world_size()} waits for the others at {where} (WORLD_SIZE is set)", flush=True)
     # The wait is in C++, where Python's own handler of Ctrl-C never comes to its turn.

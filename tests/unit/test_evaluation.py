@@ -168,7 +168,7 @@ def test_expected_utility_of_the_whole_pool_is_that_of_the_set():
 
 def test_an_unknown_metric_or_too_large_a_budget_is_refused():
     pool = make_pool("vpo", n=2, chains=2, m=3)
-    with pytest.raises(LabError, match=r"unknown metric 'mean': choose 'best', 'pass', 'eum' or 'hypervolume'"):
+    with pytest.raises(LabError, match="'mean'"):
         at_k(pool, "mean", 1)
     for k in (0, 7):
         with pytest.raises(LabError, match=f"k = {k}"):
