@@ -326,25 +326,30 @@ def test_the_config_is_that_of_grpo_and_survives_pickle_and_the_command_line(tmp
     assert VPOTrainer is __import__("vpo_lab").VPOTrainer
 
 
-def test_every_form_of_data_set_is_asked_once(tokenizer, tmp_path):
-    asked = {"prompt": [ask("q", M)] * 8}
-    for data in (Dataset.from_dict({"prompt": ["q"] * 8}), Dataset.from_dict(asked)):
-        parts = {"a": data, "b": data}
-        for held_out in (parts, DatasetDict(parts), data, data.to_iterable_dataset()):
-            trainer = VPOTrainer(
-                small_model(tokenizer),
-                has_a,
-                arguments(VPOConfig, tmp_path, candidates=M),
-                data.to_iterable_dataset(),
-                held_out,
-                processing_class=tokenizer,
-            )
-            held_out = trainer.eval_dataset["b"] if isinstance(held_out, dict) else trainer.eval_dataset
-            assert next(iter(trainer.train_dataset))["prompt"] == next(iter(held_out))["prompt"] == ask("q", M)
-    trainer = VPOTrainer(
-        small_model(tokenizer), has_a, arguments(VPOConfig, tmp_path, ask=False), data, processing_class=tokenizer
-    )
-    assert trainer.train_dataset is data
+def asked_prompts(tokenizer, folder, data, held_out=None) -> set:
+    """The first prompts that a trainer reads of its data sets."""
+    args = arguments(VPOConfig, folder, candidates=M)
+    trainer = VPOTrainer(small_model(tokenizer), has_a, args, data, held_out, processing_class=tokenizer)
+    parts = [trainer.train_dataset, trainer.eval_dataset]
+    parts += parts.pop().values() if isinstance(held_out, dict) else []
+    return {next(iter(part))["prompt"] for part in parts if part is not None}
+
+
+@pytest.mark.parametrize("prompt", ["q", ask("q", M)])
+def test_every_form_of_data_set_is_asked_once(tokenizer, tmp_path, prompt):
+    data = Dataset.from_dict({"prompt": [prompt] * 8})
+    for held_out in (None, data, {"a": data, "b": data}, DatasetDict({"a": data})):
+        assert asked_prompts(tokenizer, tmp_path, data, held_out) == {ask("q", M)}
+    args = arguments(VPOConfig, tmp_path, ask=False)
+    assert VPOTrainer(small_model(tokenizer), has_a, args, data, processing_class=tokenizer).train_dataset is data
+
+
+def test_a_streaming_data_set_is_asked(tokenizer, tmp_path):
+    data = Dataset.from_dict({"prompt": ["q"] * 8}).to_iterable_dataset()
+    try:
+        assert asked_prompts(tokenizer, tmp_path, data) == {ask("q", M)}
+    except NotImplementedError:
+        pytest.skip("this version of TRL takes no streaming data set")
 
 
 def test_importing_the_door_needs_neither_torch_nor_scipy():

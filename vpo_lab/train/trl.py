@@ -111,10 +111,10 @@ class VPOMixin(Base):
     # --- What a subclass may override -----------------------------------------------------------------
 
     def score_answers(self, inputs: list[dict], prompts: list, answers: list):
-        """Return what the n answers of this process earn, after those of all: a (processes * n, D) tensor.
+        """Return what the answers of all processes earn, in their order: a (processes * n, D) tensor, NaN: not asked.
 
-        Row i of the data, prompt i and answer i belong together. NaN: not asked. Override it to score without
-        reward functions; their names are still those of the objectives.
+        This process is given n answers; row i of the data and prompt i belong to answer i. Override it to score
+        without reward functions, and gather what you return. The functions still name the objectives.
         """
         ids = _tokenizer(self)([text_of(answer) for answer in answers], add_special_tokens=False)["input_ids"]
         self._of_answers = True
