@@ -30,7 +30,7 @@ def test_the_script_trains_vpo(policy, tmp_path, processes):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (line, *_) = [line for line in done.stdout.splitlines() if "objective/correct/best" in line]
