@@ -32,7 +32,7 @@ test: setup build/unsloth/.ready  ## everything that needs no GPU, a process per
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses auto --dist loadfile tests/static tests/unit tests/pipeline
 
-trl: setup  ## the trainer's tests on another version of TRL, e.g. make trl TRL=1.10.0
+trl: setup  ## the trainer's tests on another version of TRL, e.g. make trl TRL=1.9.0
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/trl-$(TRL) trl==$(TRL)
 	PYTHONPATH=build/trl-$(TRL) $(BIN)/pytest tests/unit/test_vpo_trainer.py tests/unit/test_set_reward.py \
 		tests/pipeline/test_vpo_processes.py tests/pipeline/test_dropin.py
