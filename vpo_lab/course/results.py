@@ -410,10 +410,10 @@ def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
         f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out "
         f"requests, {summary['interval']}. `sft` writes one answer at a time, `sft_chain` three in a chain."
     )
-    lines = []
+    lines, ks = [], np.array(list(next(iter(summary["methods"].values()))["k"]))
     for pair, rows in verdicts(summary).groupby(level=0, sort=False):
         found = [
-            f"{f'**{word}**' if word == 'behind' else word} at {metric} for {', '.join(row.index[row == word])}"
+            f"{f'**{word}**' if word == 'behind' else word} at {metric} for k = {', '.join(ks[row == word])}"
             for (_, metric), row in rows.iterrows()
             for word in ("ahead", "behind", "undecided")
             if (row == word).any()
