@@ -166,8 +166,9 @@ def work(folder: Path) -> dict:
     """Run the worker on a spec; what it reported, and the end of what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is measured
+    own = (HERE.parents[1], HERE.parent, HERE.parents[1] / "tools")
     environment |= {
-        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([*map(str, own), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
         "UNSLOTH_COMPILE_LOCATION": str(folder.parent / "unsloth_compiled_cache"),
