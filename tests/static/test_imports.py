@@ -13,11 +13,11 @@ PACKAGE = ROOT / "vpo_lab"
 
 # A room may import only what stands to its left, and itself. A new module needs a place here.
 ORDER = (
-    "errors", "weights", "methods", "chains", "metrics", "config", "processes", "files", "runs",
+    "errors", "weights", "methods", "chains", "metrics", "set_reward", "config", "processes", "files", "runs",
     "show", "tasks", "train", "search", "course", "cli",
 )  # fmt: skip
 
-LIGHT = ("errors", "config", "tasks", "chains", "weights", "methods", "metrics")
+LIGHT = ("errors", "config", "tasks", "chains", "weights", "methods", "metrics", "set_reward")
 HEAVY = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "vllm", "unsloth", "wandb", "scipy",
     "pandas", "pyarrow", "moocore", "matplotlib", "plotly", "anywidget", "ipywidgets", "IPython", "papermill",
