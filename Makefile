@@ -30,7 +30,7 @@ run: setup  ## the five notebooks, about a quarter of an hour; killed, it contin
 
 test: setup build/unsloth/.ready  ## everything that needs no GPU, a process per core
 	$(BIN)/ruff check .
-	$(BIN)/pytest --numprocesses auto --dist loadfile tests/static tests/unit tests/pipeline
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/pipeline tests/static tests/unit
 
 trl: setup  ## the trainer's tests on another version of TRL, e.g. make trl TRL=1.9.0
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/trl-$(TRL) trl==$(TRL)
