@@ -84,10 +84,15 @@ def scalarize(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     Any other NaN counts as 0.
     """
     rewards, weights = np.asarray(rewards, dtype=float), np.asarray(weights, dtype=float)
-    if np.isnan(rewards).any():
-        weights = restrict(weights, ~np.isnan(rewards).all(axis=-2, keepdims=True))
-        rewards = np.nan_to_num(rewards, nan=0.0)
+    rewards, weights = _asked_only(rewards, weights)
     return weights @ np.swapaxes(rewards, -1, -2)
+
+
+def _asked_only(rewards: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both without NaN: the weights on what was asked, 0 for any other reward."""
+    if not np.isnan(rewards).any():
+        return rewards, weights
+    return np.nan_to_num(rewards, nan=0.0), restrict(weights, ~np.isnan(rewards).all(axis=-2, keepdims=True))
 
 
 def set_reward(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -104,9 +109,7 @@ def set_reward(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
         raise LabError(f"weights of shape {weights.shape}: expected (K, D) with K >= 1")
     if rewards.shape[-1] != weights.shape[-1]:
         raise LabError(f"rewards have D = {rewards.shape[-1]} objectives, weights {weights.shape[-1]}: make them equal")
-    if np.isnan(rewards).any():
-        weights = restrict(weights, ~np.isnan(rewards).all(axis=-2, keepdims=True))
-        rewards = np.nan_to_num(rewards, nan=0.0)
+    rewards, weights = _asked_only(rewards, weights)
     # K last: a maximum over a short last axis is several times slower.
     return (rewards @ np.swapaxes(weights, -1, -2)).max(axis=-2).mean(axis=-1)
 
