@@ -62,6 +62,7 @@ class RL:
     diversity: float = 0.0  # factor of the pairwise-L1 bonus of vpo_credit and vpo_search
     search_k: int = 4  # vpo_search scores a chain for what it adds to a search over this many
     at_k: int = 0  # k of max_at_k; 0: half of the group
+    kl: float = 0.0  # beta: the price of a nat between the policy and its warmup, in every token
     schedule: str = "constant_with_warmup"  # of the learning rate
     temperature: float = 1.0
     micro_rollouts: int = 0  # rollouts per forward pass; 0: all at once
@@ -142,6 +143,7 @@ RULES = (
     "rl.weight_draws >= 1",
     "rl.alpha > 0",
     "rl.diversity >= 0",
+    "rl.kl >= 0",
     "rl.learning_rate > 0",
     "rl.temperature > 0",
     "rl.steps >= 1",
@@ -251,7 +253,7 @@ TINY_CODE = replace(
     name="tiny_code",
     task="tiny_code",
     sft=replace(TINY.sft, learning_rate=2e-3),
-    rl=replace(TINY.rl, steps=400, train_rows=1024),  # only drafts, see tasks/code/tiny.py
+    rl=replace(TINY.rl, steps=250, train_rows=1024),  # only drafts, see tasks/code/tiny.py
     minutes="5 to 10 minutes on two CPU cores",
 )
 

@@ -16,11 +16,18 @@ import numpy as np
 from vpo_lab.errors import LabError
 from vpo_lab.weights import restrict, set_reward
 
-METRICS = {"best": "best@k", "pass": "pass@k", "eum": "EUM", "hypervolume": "hypervolume ratio"}  # name -> label
+METRICS = {  # name -> label
+    "best": "best@k",
+    "pass": "pass@k",
+    "eum": "EUM",
+    "covered": "covered@k",
+    "hypervolume": "hypervolume ratio",
+}
 METRIC_TITLES = {  # the same in more words, over a panel of a figure
     "best": "best@k: mean of the objectives",
     "pass": "pass@k: every objective right",
     "eum": "expected utility of k candidates",
+    "covered": "covered@k: tests that one of k candidates passes",
     "hypervolume": "share of the best possible hypervolume",
 }
 

@@ -35,11 +35,13 @@ from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
+CODE = ("tiny_code", "tiny_repair")  # the worlds of notebook 06: vpo-lab experiment --world tiny_code
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
 SETTINGS = "settings.json"
 EXAMPLES = "examples.json"
-COOLER = 0.7  # the main variants are sampled at the paper's temperature too, into pools NAME@0.7
+# The main variants are sampled at another temperature too, into pools NAME@T: cooler, as in the paper, or hotter.
+OTHER_TEMPERATURE = {world: 0.7 for world in WORLDS} | {world: 1.5 for world in CODE}
 YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo_credit")  # what every variant is compared with
 OLD_NAMES = {  # of the kept results -> today's
     "vpo": "vpo_credit",
@@ -79,20 +81,21 @@ def _ablation(
 
 
 VARIANTS = {
-    "sft": Variant("sft"),
-    "grpo": Variant("grpo"),
+    "sft": Variant("sft", worlds=WORLDS + CODE),
+    "grpo": Variant("grpo", worlds=WORLDS + CODE),
+    "grpo_kl": Variant("grpo", {"rl.kl": 0.05}, worlds=CODE[:1], label="GRPO, KL 0.05"),
     "gdpo": Variant("gdpo"),
     "maxrl": _ablation("", worlds=WORLDS, method="maxrl"),
-    "max_at_k": Variant("max_at_k"),
+    "max_at_k": Variant("max_at_k", worlds=WORLDS + CODE[:1]),
     "random_weights": Variant("random_weights"),
     "goal_conditioned": _ablation("", worlds=WORLDS, method="goal_conditioned"),
     "multi_rlvr": Variant("multi_rlvr", changes="what a set earns"),
-    "best_of_set": Variant("best_of_set"),
+    "best_of_set": Variant("best_of_set", worlds=WORLDS + CODE),
     "best_of_set_credit": Variant("best_of_set_credit", changes="what a set earns"),
-    "vpo": Variant("vpo", changes="who is credited"),
-    "vpo_credit": Variant("vpo_credit"),
+    "vpo": Variant("vpo", worlds=WORLDS + CODE, changes="who is credited"),
+    "vpo_credit": Variant("vpo_credit", worlds=WORLDS + CODE[:1]),
     # 4 of 8 chains are searched: larger groups, on half as many prompts.
-    "vpo_search": Variant("vpo_search", {"rl.group_size": 8}, changes="search over chains"),
+    "vpo_search": Variant("vpo_search", {"rl.group_size": 8}, worlds=WORLDS + CODE[:1], changes="search over chains"),
     "search8": _ablation(
         "search over 8 chains", "search over chains", WORLDS, method="vpo_search", group_size=8, search_k=8
     ),
@@ -162,7 +165,12 @@ class Job:
     def pools(self) -> tuple[str, ...]:
         """Name the candidate pools it leaves: the usual start is asked for single answers and for chains."""
         names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
-        return (*names, *(f"{name}@{COOLER}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
+        return (*names, *(f"{name}@{self.other}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
+
+    @property
+    def other(self) -> float:
+        """Return the temperature of its further pools; for a world without one, that of the paper."""
+        return OTHER_TEMPERATURE.get(self.world, 0.7)
 
     @property
     def settings(self) -> dict:
@@ -195,15 +203,15 @@ class Job:
                 train_rl(profile, method, run, self.seed, name=self.variant, start=self.start.variant)
             for pool in self.pools:
                 name, at, _ = pool.partition("@")
-                cooler = profile.with_overrides({"evaluation.temperature": COOLER} if at else {})
-                evaluate(cooler, name, run, self.seed, method=method, suffix=pool[len(name) :])
+                asked = profile.with_overrides({"evaluation.temperature": self.other} if at else {})
+                evaluate(asked, name, run, self.seed, method=method, suffix=pool[len(name) :])
 
 
 def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
     """Return the jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
 
     Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
-    A world besides WORLDS may be any profile: it then runs every variant that is asked for.
+    A world besides WORLDS and CODE may be any profile: it then runs every variant that is asked for.
     """
     worlds, variants, seeds = list(worlds) or list(WORLDS), list(variants) or list(VARIANTS), list(seeds)
     for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, PROFILES)):
@@ -215,7 +223,7 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
         checked_seed(seed)
     for ablations, seed, world, name in product((False, True), seeds or range(SEEDS), worlds, variants):
         variant = VARIANTS[name]
-        wanted = (world in variant.worlds or world not in WORLDS) and (seeds or seed < variant.seeds)
+        wanted = (world in variant.worlds or world not in WORLDS + CODE) and (seeds or seed < variant.seeds)
         if wanted and (variant.seeds < SEEDS) == ablations:
             job = Job(root, world, name, seed)
             jobs.update({job.start: None} if job.start else {})

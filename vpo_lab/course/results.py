@@ -18,7 +18,7 @@ import pandas as pd
 
 import vpo_lab
 from vpo_lab.config import Profile, get_profile
-from vpo_lab.course.experiment import BUDGETS, COOLER, VARIANTS, WORLDS, Job, final_entropy, renamed
+from vpo_lab.course.experiment import BUDGETS, OTHER_TEMPERATURE, VARIANTS, WORLDS, Job, final_entropy, renamed
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.metrics import METRICS, verdict
@@ -158,7 +158,7 @@ def temperature(tables: Tables) -> pd.DataFrame:
     rows = tables["intervals"].query("minus == '' and metric in ('best', 'eum') and k in (3, 24)")
     parts = rows.variant.str.partition("@")
     rows = rows.assign(variant=parts[0], temperature=parts[2].replace("", "1"))
-    rows = rows[rows.variant.isin(rows.variant[rows.temperature == str(COOLER)])]
+    rows = rows[rows.variant.isin(rows.variant[rows.temperature == str(OTHER_TEMPERATURE["tiny"])])]
     return _flat(_wide(rows, ["world", "variant", "temperature"], ["metric", "k"]))
 
 

@@ -36,7 +36,8 @@ def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
     """Return one metric per request at a budget of k candidates: (N,).
 
     `metric` "best" (mean of the objectives), "pass" (all objectives 1) or "eum" (expected utility
-    under uniform weightings). For chains k counts candidates, see `metrics.chain_best_at_k`.
+    under uniform weightings), "covered" (share of the objectives in which one of k candidates is best, for tests:
+    that one of them passes). For chains k counts candidates, see `metrics.chain_best_at_k`.
     """
     if metric == "best":
         return chain_best_at_k(pool.scalar_NCM, k)
@@ -45,17 +46,22 @@ def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
     if metric == "eum":
         weights_KD = dirichlet_weights(128, len(pool.objectives), seed=0)
         return chain_expected_utility_at_k(pool.rewards_NCMD, weights_KD, k)
+    if metric == "covered":
+        best_DN = [chain_best_at_k(pool.rewards_NCMD[..., d], k) for d in range(len(pool.objectives))]
+        return np.nanmean(best_DN, axis=0)
     if metric == "hypervolume":
         return _hypervolume_ratio_at_k(pool, k)
     raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
 
 
-REPORTED = tuple(name for name in METRICS if name != "hypervolume")  # of every pool
+REPORTED = ("best", "pass", "eum")  # of every pool
 
 
 def metrics_of(pool: Pool) -> tuple[str, ...]:
-    """Name the metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
-    return tuple(METRICS) if hasattr(get_task(pool.task), "front") else REPORTED
+    """Name the metrics worth reporting: covered@k of tests, the hypervolume ratio where the exact front is known."""
+    tests = all(name.startswith("test_") for name in pool.objectives)
+    front = hasattr(get_task(pool.task), "front")
+    return (*REPORTED, *["covered"] * tests, *["hypervolume"] * front)
 
 
 def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:

@@ -86,7 +86,7 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
         warmup_steps=rl.warmup_steps,
         weight_decay=0.0,
         max_grad_norm=rl.max_grad_norm,
-        beta=0.0,
+        beta=rl.kl,  # the reference is what `load_policy` loaded: the warmup, see tests/unit/test_kl.py
         epsilon=0.2,
         epsilon_high=0.2,
         loss_type="dapo",

@@ -89,9 +89,7 @@ class MontySandbox:
         with self._live_pool().checkout(limits=limits, os_policy={"random_start": {"seed": 0}}) as session:
             yield session
 
-    def call(
-        self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0
-    ) -> list[str | None]:
+    def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
         answers: list[str | None] = []
         while len(answers) < len(arguments):

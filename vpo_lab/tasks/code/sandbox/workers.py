@@ -207,9 +207,7 @@ class WorkerSandbox:
         self._workers = Workers(command)
         self._grace = grace
 
-    def call(
-        self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0
-    ) -> list[str | None]:
+    def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
         tests = list(arguments)
         answers: list[str | None] = [None] * len(tests)
