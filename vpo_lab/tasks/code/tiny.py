@@ -236,15 +236,15 @@ class TinyCode:
             kind = "Write" if split == "train" and number >= DRAFTS else "Draft"
             row = {"id": f"{split}-{number}", "gold": json.dumps(wish)}
             row |= self._parent(np.random.default_rng([WORLD_SEED, split == "train", number]), wish)
-            request = f"{kind} a patch. {_words(wish, wordings, order)} Three lines at most.{self._told(row)}"
-            rows.append(row | {"prompt": [{"role": "user", "content": request}]})
+            row["request"] = f"{kind} a patch. {_words(wish, wordings, order)} Three lines at most."
+            rows.append(row | {"prompt": self._prompt(row)})
         return rows
+
+    def _prompt(self, row: dict) -> list[dict]:
+        return [{"role": "user", "content": row["request"]}]
 
     def _parent(self, rng: np.random.Generator, wish: Sequence[int]) -> dict:
         return {}
-
-    def _told(self, row: dict) -> str:
-        return ""
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
         """Return `n` patches of LIMIT random fields, without a mistake for "Write", mostly wrong for "Draft"."""
@@ -258,6 +258,22 @@ class TinyCode:
                 lines.append(LINES[FIELDS[f]][wish[f] if right else rng.integers(VARIANTS)])
             answers.append("\n".join(lines))
         return answers
+
+    # What a search asks of a task, see `search.loop`.
+
+    def start(self, row: dict) -> str:
+        """Return the program without steps."""
+        return compose({})
+
+    def child(self, parent: str, answer: str, row: dict) -> str:
+        """Return the parent with the lines of a patch in place of its own; the parent if it is no patch."""
+        patch = parse_patch(answer)
+        return parent if patch is None else compose(parse_program(parent) | patch)
+
+    def evaluate(self, programs: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
+        """Return which tests programs pass: (n, 8)."""
+        found = [passed(program, json.loads(row["gold"])) for program, row in zip(programs, rows, strict=True)]
+        return np.array(found).reshape(-1, len(NEEDS))
 
     def ceiling(self, k: int) -> dict[str, float]:
         """Return the highest expected best@k and pass@k: half of the tests, and none of the requests, for every k."""
@@ -280,15 +296,16 @@ class TinyRepair(TinyCode):
         lines = {field: LINES[field][v] for field, v, k in zip(FIELDS, variants, kept, strict=True) if k}
         return {"parent": lines}
 
-    def _told(self, row: dict) -> str:
-        return told(row["parent"], passed(compose(row["parent"]), json.loads(row["gold"])))
+    def _prompt(self, row: dict) -> list[dict]:
+        program = compose(row["parent"])
+        return self.prompt(row, program, passed(program, json.loads(row["gold"])))
 
-
-def told(parent: Mapping[str, str], passed_D: np.ndarray) -> str:
-    """Return what a request of `tiny_repair` says of a parent: its lines, and the numbers of the tests it fails."""
-    lines = "".join(f"\n{parent[field]}" for field in FIELDS if field in parent)
-    failing = " ".join(str(number) for number, p in enumerate(passed_D, start=1) if not p)
-    return f"\nHere is the program:{lines}\nIt fails tests {failing}"
+    def prompt(self, row: dict, parent: str, rewards_D: np.ndarray) -> list[dict]:
+        """Return the request with the lines of a parent program and the numbers of the tests that it fails."""
+        lines = "".join(f"\n{line}" for line in parse_program(parent).values())
+        failing = " ".join(str(number) for number, reward in enumerate(rewards_D, start=1) if not reward)
+        told = f"\nHere is the program:{lines}\nIt fails tests {failing}"
+        return [{"role": "user", "content": row["request"] + told}]
 
 
 def _words(wish: Sequence[int], wordings: Sequence[int], order: Sequence[int]) -> str:
