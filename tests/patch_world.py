@@ -3,18 +3,21 @@
 A step is a line such as "c = 5". Three scripted policies for a search: `answers_of`.
 """
 
+import os
 import random
 import re
+import time
 
 import numpy as np
 
 STEPS, VARIANTS, LIMIT = "abcdef", 8, 3
 NEEDS = (*STEPS, "ab", "cd")  # the steps that each test depends on
-LINE = re.compile(r"([a-f]) = ([0-7])")
+LINE = re.compile(r"(([a-f]) = [0-7])")
 
 
-def write(lines: dict[str, str]) -> str:
-    return "\n".join(f"{step} = {lines[step]}" for step in STEPS if step in lines)
+def write(variants: dict[str, str]) -> str:
+    """Return the lines that set steps to variants."""
+    return "\n".join(f"{step} = {variants[step]}" for step in STEPS if step in variants)
 
 
 class PatchWorld:
@@ -43,13 +46,13 @@ class PatchWorld:
 
     def child(self, parent, answer, row):
         patch = self.patch(answer)
-        return parent if patch is None else write(self.lines(parent) | patch)
+        return parent if patch is None else "\n".join(line for _, line in sorted((self.lines(parent) | patch).items()))
 
     def evaluate(self, programs, rows):
         rewards = []
         for program, row in zip(programs, rows, strict=True):
             lines, wanted = self.lines(program), self.wanted(row)
-            rewards.append([float(all(lines.get(s) == wanted[s] for s in need)) for need in NEEDS])
+            rewards.append([float(all(lines.get(s) == f"{s} = {wanted[s]}" for s in need)) for need in NEEDS])
         return np.array(rewards).reshape(-1, len(NEEDS))
 
     def prompt(self, row, parent, rewards_D):
@@ -61,10 +64,10 @@ class PatchWorld:
 
     def patch(self, answer):
         found = [LINE.fullmatch(line.strip()) for line in answer.splitlines()]
-        return dict(m.groups() for m in found) if found and all(found) and len(found) <= LIMIT else None
+        return {m[2]: m[1] for m in found if m} if found and all(found) and len(found) <= LIMIT else None
 
     def lines(self, program):
-        return dict(LINE.findall(program))
+        return {step: line for line, step in LINE.findall(program)}
 
     def solution(self, row):
         return write(self.wanted(row))
@@ -83,3 +86,36 @@ def answers_of(kind: str, row: dict, n: int, seed: int = 0, right: float = 0.15)
     rng = random.Random(f"{seed} {row['id']}")
     guess = lambda s: wanted[s] if rng.random() < right else str(rng.randrange(VARIANTS))  # noqa: E731
     return [write({s: guess(s) for s in rng.sample(STEPS, LIMIT)}) for _ in range(n)]
+
+
+# --- Worlds that misbehave -------------------------------------------------------------------
+
+
+class Dies(PatchWorld):
+    """The worker of a search ends without a word, as when memory is short."""
+
+    def child(self, parent, answer, row):
+        if parent:
+            os._exit(0)
+        return super().child(parent, answer, row)
+
+
+class Fails(PatchWorld):
+    def child(self, parent, answer, row):
+        raise ValueError("no such step")
+
+
+class Fenced(PatchWorld):
+    """Programs that hold fences, as answers with a docstring in Markdown do, and that begin with a space."""
+
+    def start(self, row):
+        return " ```python\nnothing\n```\n"
+
+    def child(self, parent, answer, row):
+        return f" ```\n{super().child(parent, answer, row)}\n```\n"
+
+
+class Slow(PatchWorld):
+    def evaluate(self, programs, rows):
+        time.sleep(0.01 * len(programs))
+        return super().evaluate(programs, rows)

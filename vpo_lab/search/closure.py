@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.search.loop import child_of, rewards_of, solved, start_of
+from vpo_lab.search.evolution import solved
+from vpo_lab.search.loop import child_of, rewards_of, start_of
 from vpo_lab.tasks import Task
 
 PER_CALL = 1e-3  # steps that are rarer do not count
@@ -106,4 +107,8 @@ def _right_lines(task: Task, row: dict, lines: set[tuple[str, str]]) -> set[tupl
     found = sorted(lines)
     texts = [child_of(task, solution, line, row) for _, line in found]
     rewards_ND = rewards_of(task, texts, [row] * len(texts))
-    return {line for line, rewards_D in zip(found, rewards_ND, strict=True) if solved(rewards_D)}
+    return {
+        (field, line)
+        for (field, line), text, rewards_D in zip(found, texts, rewards_ND, strict=True)
+        if solved(rewards_D) and task.lines(text).get(field) == line  # pyright: ignore
+    }

@@ -1,108 +1,30 @@
-"""Evolve programs by a policy's answers: a short loop that chooses parents as OpenEvolve does, for many problems at once.
+"""Evolve programs by a policy's answers: a short loop with OpenEvolve's rule for parents, many problems at once.
 
 A candidate is one answer, put into a parent program by the task. A task says how in up to four methods, all optional:
 `start(row)`, `child(parent, answer, row)`, `evaluate(programs, rows)` and `prompt(row, parent, rewards_D)`. Without
 them an answer is itself the program (a rewrite), the search starts from nothing, and the task's `score` evaluates.
 
-What OpenEvolve has and this loop leaves out: MAP-Elites cells, a limit on the population, other programs in the prompt.
+What OpenEvolve has and this loop leaves out: MAP-Elites cells, and other programs in the prompt.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.files import read_json, write_json
 from vpo_lab.metrics import mean_reward
-from vpo_lab.search.pool import SOLVED
+from vpo_lab.search.evolution import BUDGETS, Evolution, solved
 from vpo_lab.tasks import Task
-
-BUDGETS = (12, 24, 48, 96, 192, 384)  # candidates
 
 # Rows and the messages that ask for answers to them -> the answers to each, in the order in which they are tried:
 # of one chain or of several. No answer ends a search.
 Ask = Callable[[list[tuple[dict, list[dict]]]], list[list[str]]]
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """Hold the programs that the search for one problem accepted. Axes: P programs, D objectives.
-
-    Program 0 is the start. A candidate that changes nothing costs its place in the budget and leaves no program.
-    """
-
-    id: str
-    objectives: tuple[str, ...]
-    candidates: int  # how many were tried
-    texts: tuple[str, ...]  # (P,)
-    parents: tuple[int, ...]  # (P,) the program that each was made from; -1 for the start
-    found: tuple[int, ...]  # (P,) at which candidate, from 1; 0 for the start
-    rewards_PD: np.ndarray
-
-    @property
-    def scores_P(self) -> np.ndarray:
-        """Return the mean of the asked objectives of each program: (P,)."""
-        return mean_reward(self.rewards_PD)
-
-    @property
-    def solved_at(self) -> float:
-        """Return after how many candidates a program passes everything that is asked; infinity if none does."""
-        return min((n for n, rewards_D in zip(self.found, self.rewards_PD, strict=True) if solved(rewards_D)),
-                   default=math.inf)  # fmt: skip
-
-    def best(self, candidates: int) -> float:
-        """Return the best score among the start and the first so many candidates."""
-        return float(self.scores_P[np.array(self.found) <= candidates].max())
-
-    def lineage(self, program: int | None = None) -> list[int]:
-        """Return the programs from the start to one of them (None: the best, the first of equals)."""
-        line = [int(self.scores_P.argmax()) if program is None else program]
-        while (parent := self.parents[line[0]]) >= 0:
-            line.insert(0, parent)
-        return line
-
-    def as_json(self) -> dict:
-        """Return what `from_json` reads; an objective that is not asked is null."""
-        rewards = np.where(np.isnan(self.rewards_PD), None, np.round(self.rewards_PD, 6)).tolist()
-        return {name: value for name, value in vars(self).items() if name != "rewards_PD"} | {"rewards": rewards}
-
-    @classmethod
-    def from_json(cls, data: dict) -> Evolution:
-        """Return the evolution that `as_json` described."""
-        lists = {name: tuple(data[name]) for name in ("objectives", "texts", "parents", "found")}
-        return cls(data["id"], candidates=data["candidates"], rewards_PD=np.array(data["rewards"], dtype=float), **lists)
-
-
-def save_evolutions(path: Path, evolutions: Iterable[Evolution]) -> None:
-    """Write evolutions to one file, atomically; gzipped where the name ends in .gz."""
-    write_json(path, [evolution.as_json() for evolution in evolutions])
-
-
-def load_evolutions(path: Path) -> list[Evolution]:
-    """Read what `save_evolutions` wrote; LabError if the file is missing or damaged."""
-    data = read_json(path)
-    try:
-        return [Evolution.from_json(one) for one in data]
-    except (KeyError, TypeError, ValueError) as error:
-        raise LabError(f"{path} holds no evolutions ({error}): delete it and run again") from error
-
-
-def solved(rewards_D: np.ndarray) -> bool:
-    """Return True if every asked objective is 1 (there must be one)."""
-    asked = rewards_D[~np.isnan(rewards_D)]
-    return bool(len(asked) and (asked >= SOLVED).all())
-
-
-def solved_within(evolutions: Sequence[Evolution], budget: int) -> np.ndarray:
-    """Return 1.0 for each problem that is solved within so many candidates, else 0.0: (N,)."""
-    return np.array([float(evolution.solved_at <= budget) for evolution in evolutions])
 
 
 # --- What a task may say ----------------------------------------------------------------------
@@ -140,12 +62,17 @@ def messages_of(task: Task, row: dict, parent: str | None, rewards_D: np.ndarray
 
 @dataclass(frozen=True)
 class Rules:
-    """Set how parents are chosen; the names and shares are OpenEvolve's."""
+    """Set how parents are chosen; the names and shares are OpenEvolve's.
+
+    Islands are served in turn, and so are the answers of a chain: with as many islands as answers, each island would
+    see one place of every chain only. Choose a number of islands that has no common factor with M.
+    """
 
     islands: int = 1  # populations apart, served in turn
     exploration: float = 0.2  # a parent is any program of the island,
     exploitation: float = 0.7  # or one of the elites there; else programs are drawn in proportion to their score
     elites: int = 10  # of all islands together ("archive_size")
+    population: int = 60  # programs of all islands together; beyond that the worst leave ("population_size")
     migrate_every: int = 50  # programs of an island, after which its best tenth is copied to both neighbours
 
 
@@ -184,6 +111,9 @@ class Population:
             self.elites.append(new)
         elif score > self.scores[worst]:
             self.elites[self.elites.index(worst)] = new
+        if sum(map(len, self.islands)) > self.rules.population:
+            crowd = max(self.islands, key=len)
+            crowd.remove(min((p for p in crowd if p != new), key=self.scores.__getitem__))
         if len(self.islands) > 1 and self.home.count(island) % self.rules.migrate_every == 0:
             best = sorted(self.islands[island], key=self.scores.__getitem__, reverse=True)
             for neighbour in {(island + 1) % len(self.islands), (island - 1) % len(self.islands)} - {island}:
@@ -250,7 +180,7 @@ def evolve(
         born: list[tuple[int, int, str]] = []
         for n in going:
             used[n] += 1
-            answer, parent = queues[n].get(lambda n=n: populations[n].choose(island))
+            answer, parent = queues[n].get(partial(populations[n].choose, island))
             before = populations[n].texts[parent]
             if (text := child_of(task, before, answer, rows[n])) != before:
                 born.append((n, parent, text))
@@ -285,12 +215,10 @@ def best_of_n(task: Task, rows: Sequence[dict], answers: Sequence[Sequence[str]]
         start = start_of(task, row)
         texts = [child_of(task, start, answer, row) for answer in own]
         kept = [0, *(n for n, text in enumerate(texts, start=1) if text != start)]
-        texts = [start, *texts]
-        rewards_ND = rewards_of(task, [texts[n] for n in kept], [row] * len(kept))
+        programs = tuple([start, *texts][n] for n in kept)
+        rewards_PD = rewards_of(task, programs, [row] * len(kept))
         parents = (-1, *[0] * (len(kept) - 1))
-        evolutions.append(
-            Evolution(row["id"], task.objectives, len(own), tuple(texts[n] for n in kept), parents, tuple(kept), rewards_ND)
-        )
+        evolutions.append(Evolution(row["id"], task.objectives, len(own), programs, parents, tuple(kept), rewards_PD))
     return evolutions
 
 

@@ -199,5 +199,3 @@ class Journal:
     def _rewrite(self) -> None:
         if self.path is not None:
             write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
-
-
