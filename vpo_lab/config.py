@@ -246,6 +246,15 @@ TINY = Profile(
     minutes="10 to 15 minutes on two CPU cores",
 )
 
+TINY_CODE = replace(
+    TINY,
+    name="tiny_code",
+    task="tiny_code",
+    sft=replace(TINY.sft, learning_rate=2e-3),
+    rl=replace(TINY.rl, steps=400, train_rows=1024),  # only drafts, see tasks/code/tiny.py
+    minutes="5 to 10 minutes on two CPU cores",
+)
+
 QWEN = Profile(
     name="qwen3-1.7b",
     task="toolrl",
@@ -296,6 +305,8 @@ PROFILES = {
             rl=replace(TINY.rl, steps=400, learning_rate=2e-4),
             minutes="10 to 15 minutes on two CPU cores",
         ),
+        TINY_CODE,
+        replace(TINY_CODE, name="tiny_repair", task="tiny_repair"),
         QWEN,
         replace(
             QWEN,

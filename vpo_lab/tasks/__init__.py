@@ -84,6 +84,8 @@ _TASKS = {
     "tiny_tools": "vpo_lab.tasks.tool_calls.tiny:TinyTools",
     "toolrl": "vpo_lab.tasks.tool_calls.toolrl:ToolRL",
     "maze": "vpo_lab.tasks.maze.world:MazeTask",
+    "tiny_code": "vpo_lab.tasks.code.tiny:TinyCode",
+    "tiny_repair": "vpo_lab.tasks.code.tiny:TinyRepair",
     "maze_9x9": "vpo_lab.tasks.maze.world:MazeTask9x9",
 }
 

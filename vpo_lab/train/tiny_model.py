@@ -19,8 +19,8 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 # Capitalised words and free-standing numbers may be values; numbered tags and the borders around a
 # call's name stand alone, or every pair of neighbours would be a piece of its own. So does every symbol
-# beyond ASCII, such as a cell or a move of a maze.
-_PIECE = re.compile(r"</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?={)|(?<=parameters.: {)|[^\x00-\x7f]")
+# beyond ASCII, such as a cell or a move of a maze, and every line of code that sets a variable.
+_PIECE = re.compile(r"(?m)^[a-z]+ = .+$|</?answer_\d+>\n?|[A-Z][a-z]+|(?<!\w)\d+(?!\w)|(?<=}\n)(?={)|(?<=parameters.: {)|[^\x00-\x7f]")
 
 
 def recurring_pieces(texts: Iterable[str], min_share: float = 0.0003) -> list[str]:
