@@ -263,6 +263,29 @@ class TinyCode:
         """Return the highest expected best@k and pass@k: half of the tests, and none of the requests, for every k."""
         return {"best": 0.5, "pass": 0.0}
 
+    # What a search needs (`vpo_lab.search.loop`), and what tells whether it can succeed (`search.closure`).
+
+    def start(self, row: dict) -> str:
+        """Return the program that a search starts from: the one without steps."""
+        return compose({})
+
+    def child(self, parent: str, answer: str, row: dict) -> str:
+        """Return the parent with the lines of a patch put in; the parent if the patch cannot be read."""
+        patch = parse_patch(answer)
+        return parent if patch is None else compose(parse_program(parent) | patch)
+
+    def evaluate(self, programs: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
+        """Return which tests each program passes: (n, 8)."""
+        pairs = zip(programs, rows, strict=True)
+        return np.array([passed(program, json.loads(row["gold"])) for program, row in pairs]).reshape(-1, len(NEEDS))
+
+    def solution(self, row: dict) -> str:
+        """Return the program that a row wants."""
+        return compose(wanted_lines(json.loads(row["gold"])))
+
+    patch = staticmethod(parse_patch)
+    lines = staticmethod(parse_program)
+
 
 class TinyRepair(TinyCode):
     """Patch a parent program that has some of the lines, told which tests it fails."""
@@ -283,12 +306,21 @@ class TinyRepair(TinyCode):
     def _told(self, row: dict) -> str:
         return told(row["parent"], passed(compose(row["parent"]), json.loads(row["gold"])))
 
+    def prompt(self, row: dict, parent: str, rewards_D: np.ndarray) -> list[dict]:
+        """Return the request of a row, with another parent and the tests that it fails."""
+        (message,) = row["prompt"]
+        request = message["content"].partition(_HERE)[0]
+        return [{**message, "content": request + told(parse_program(parent), rewards_D)}]
+
+
+_HERE = "\nHere is the program:"
+
 
 def told(parent: Mapping[str, str], passed_D: np.ndarray) -> str:
     """Return what a request of `tiny_repair` says of a parent: its lines, and the numbers of the tests it fails."""
     lines = "".join(f"\n{parent[field]}" for field in FIELDS if field in parent)
     failing = " ".join(str(number) for number, p in enumerate(passed_D, start=1) if not p)
-    return f"\nHere is the program:{lines}\nIt fails tests {failing}"
+    return f"{_HERE}{lines}\nIt fails tests {failing}"
 
 
 def _words(wish: Sequence[int], wordings: Sequence[int], order: Sequence[int]) -> str:
