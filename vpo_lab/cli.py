@@ -1,4 +1,4 @@
-"""The command line: run, train, experiment, figures, report, explorer, publish, doctor."""
+"""The command line: run, train, experiment, evolve, figures, report, explorer, publish, doctor."""
 
 from __future__ import annotations
 
@@ -115,6 +115,33 @@ def experiment(
         print(path)
     if undone:
         raise LabError(f"{len(undone)} jobs failed, first {undone[0].folder / undone[0].variant / 'job.log'}: read it")
+
+
+@app.command()
+def evolve(
+    policy: Annotated[str, typer.Option(help="A trained policy, RUN/STAGE, e.g. runs/tiny_code/vpo.")],
+    problems: Annotated[int, typer.Option(help="How many test problems.")] = 20,
+    iterations: Annotated[int, typer.Option(help="Candidates per problem; one iteration is one candidate.")] = 96,
+    engine: Annotated[str, typer.Option(help="openevolve, or loop: the short one of this lab.")] = "openevolve",
+    parent: Annotated[bool, typer.Option(help="Show the policy a parent and the tests that it fails.")] = False,
+    unsolved: Annotated[bool, typer.Option(help="Only problems that the policy's own pool does not solve.")] = False,
+    server: Annotated[str, typer.Option(help="Ask an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")] = "",
+    model: Annotated[str, typer.Option(help="The model's name on the server; default its first.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the policy and of the search.")] = 0,
+    out: Annotated[str, typer.Option(help="Where results go; default RUN/evolution/...")] = "",
+) -> None:
+    """Search programs with a trained policy; started again after a kill, continue where it was."""
+    from vpo_lab.search.problems import budget_table, search_problems
+
+    folder = _path(out) if out else None
+    options = {"engine": engine, "sees_parent": parent, "unsolved": unsolved, "server": server, "model": model}
+    try:
+        found, file = search_problems(_path(policy), problems, iterations, **options, seed=seed, folder=folder)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(budget_table(found, iterations))
+    print(file)
 
 
 @app.command()

@@ -259,25 +259,32 @@ class TinyCode:
             answers.append("\n".join(lines))
         return answers
 
-    # What a search asks of a task, see `search.loop`.
+    def ceiling(self, k: int) -> dict[str, float]:
+        """Return the highest expected best@k and pass@k: half of the tests, and none of the requests, for every k."""
+        return {"best": 0.5, "pass": 0.0}
+
+    # What a search needs (`vpo_lab.search.loop`), and what tells whether it can succeed (`search.closure`).
 
     def start(self, row: dict) -> str:
-        """Return the program without steps."""
+        """Return the program that a search starts from: the one without steps."""
         return compose({})
 
     def child(self, parent: str, answer: str, row: dict) -> str:
-        """Return the parent with the lines of a patch in place of its own; the parent if it is no patch."""
+        """Return the parent with the lines of a patch put in; the parent if the patch cannot be read."""
         patch = parse_patch(answer)
         return parent if patch is None else compose(parse_program(parent) | patch)
 
     def evaluate(self, programs: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
-        """Return which tests programs pass: (n, 8)."""
-        found = [passed(program, json.loads(row["gold"])) for program, row in zip(programs, rows, strict=True)]
-        return np.array(found).reshape(-1, len(NEEDS))
+        """Return which tests each program passes: (n, 8)."""
+        pairs = zip(programs, rows, strict=True)
+        return np.array([passed(program, json.loads(row["gold"])) for program, row in pairs]).reshape(-1, len(NEEDS))
 
-    def ceiling(self, k: int) -> dict[str, float]:
-        """Return the highest expected best@k and pass@k: half of the tests, and none of the requests, for every k."""
-        return {"best": 0.5, "pass": 0.0}
+    def solution(self, row: dict) -> str:
+        """Return the program that a row wants."""
+        return compose(wanted_lines(json.loads(row["gold"])))
+
+    patch = staticmethod(parse_patch)
+    lines = staticmethod(parse_program)
 
 
 class TinyRepair(TinyCode):
