@@ -26,7 +26,9 @@ from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.metrics import crossed_bootstrap, reward_diversity
 from vpo_lab.processes import without_launcher
 from vpo_lab.runs import Run, Stage, only_one_in
+from vpo_lab.search.evolution import BUDGETS as SEARCH_BUDGETS
 from vpo_lab.search.pool import Pool, evaluate
+from vpo_lab.search.study import study, study_file
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
 from vpo_lab.show.live import duration
 from vpo_lab.show.style import method_label
@@ -42,7 +44,14 @@ SETTINGS = "settings.json"
 EXAMPLES = "examples.json"
 # The main variants are sampled at another temperature too, into pools NAME@T: cooler, as in the paper, or hotter.
 OTHER_TEMPERATURE = {world: 0.7 for world in WORLDS} | {world: 1.5 for world in CODE}
-YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo_credit")  # what every variant is compared with
+YARDSTICKS = (
+    "sft",
+    "sft_chain",
+    "grpo",
+    "max_at_k",
+    "best_of_set",
+    "vpo_credit",
+)  # what every variant is compared with
 OLD_NAMES = {  # of the kept results -> today's
     "vpo": "vpo_credit",
     "set_credit": "vpo",
@@ -168,6 +177,12 @@ class Job:
         return (*names, *(f"{name}@{self.other}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
 
     @property
+    def searched(self) -> tuple[str, ...]:
+        """Name the pools whose policies search, too: in the worlds of code, and of the hotter ones only GRPO's."""
+        usual = [name for name in self.pools if "@" not in name or self.variant == "grpo"]
+        return tuple(usual) if self.world in CODE else ()
+
+    @property
     def other(self) -> float:
         """Return the temperature of its further pools; for a world without one, that of the paper."""
         return OTHER_TEMPERATURE.get(self.world, 0.7)
@@ -187,7 +202,9 @@ class Job:
         if kept.exists() and (found := differences(read_json(kept), self.settings)):
             line = "; ".join(f"{name} {a!r}, now {b!r}" for name, (a, b) in found.items())
             raise LabError(f"{self.stage} was made with {line}: choose another --folder")
-        return all(self.folder.pool(name).exists() for name in self.pools) and self.stage.policy.exists()
+        pools = all(self.folder.pool(name).exists() for name in self.pools)
+        searched = all(study_file(self.folder, name).exists() for name in self.searched)
+        return pools and searched and self.stage.policy.exists()
 
     def run(self) -> None:
         """Train or resume it, then sample its pools; LabError if another process is at it."""
@@ -204,7 +221,8 @@ class Job:
             for pool in self.pools:
                 name, at, _ = pool.partition("@")
                 asked = profile.with_overrides({"evaluation.temperature": self.other} if at else {})
-                evaluate(asked, name, run, self.seed, method=method, suffix=pool[len(name) :])
+                for measure in (evaluate, study) if pool in self.searched else (evaluate,):
+                    measure(asked, name, run, self.seed, method=method, suffix=pool[len(name) :])
 
 
 def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iterable[int]) -> list[Job]:
@@ -340,9 +358,9 @@ def collect(done: list[Job], out: Path) -> list[Path]:
 
     One row per job; per job and budget; per job and logged step (means over 10 steps); and per
     variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
-    a few requests. Returns the paths.
+    a few requests. Where policies searched: search.csv, a row per job and problem. Returns the paths.
     """
-    runs, budgets, curves, examples = [], [], [], {}
+    runs, budgets, curves, searches, examples = [], [], [], [], {}
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
     for job in sorted(done, key=lambda job: job.seed):
         log = job.stage.log()
@@ -361,8 +379,14 @@ def collect(done: list[Job], out: Path) -> list[Path]:
                     values.setdefault((job.world, name, metric, k), {})[job.seed] = values_N
                     row[metric] = round(float(values_N.mean()), 5)
                 budgets.append(row)
+        for name in job.searched:
+            key = {"world": job.world, "variant": name, "seed": job.seed}
+            for problem in read_json(study_file(job.folder, name)):
+                best = dict(zip((f"best_{budget}" for budget in SEARCH_BUDGETS), problem.pop("best"), strict=True))
+                searches.append({**key, **problem, **best})
     write_json(out / EXAMPLES, examples)
     tables = {"runs.csv": runs, "budgets.csv": budgets, "curves.csv.gz": curves, "intervals.csv.gz": _intervals(values)}
+    tables["search.csv"] = searches
     return [out / EXAMPLES, *(_write_csv(out / name, rows) for name, rows in tables.items() if rows)]
 
 
@@ -435,7 +459,8 @@ def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
     rows = []
     for (world, name, metric, k), by_seed in values.items():
         at = "".join(name.partition("@")[1:])
-        for other in ("", *(yardstick + at for yardstick in YARDSTICKS)):
+        yardsticks = YARDSTICKS + ("best_of_set", "vpo") * (world in CODE)
+        for other in ("", *(yardstick + at for yardstick in yardsticks)):
             rest = values.get((world, other, metric, k), {}) if other != name else {}
             seeds = [seed for seed in by_seed if not other or seed in rest]
             if seeds:

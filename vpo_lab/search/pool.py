@@ -106,16 +106,20 @@ def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = 
     path = run.pool(name + suffix)
     if path.exists():
         return Pool.load(path)
-    task = get_task(profile.task)
-    stage = "sft" if name == "sft_chain" else name
-    method = method or name
-    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else answers_per_rollout(profile, method)
-    states_goal = method in METHODS and METHODS[method].states_goal
+    task, stage, m, states_goal = asked_for(profile, name, method)
     model, tokenizer = load_policy(profile, task, run.stage(stage).policy, seed)
     rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
     pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
     pool.save(path)
     return pool
+
+
+def asked_for(profile: Profile, name: str, method: str = "") -> tuple[Task, str, int, bool]:
+    """Return (task, folder of the policy, answers per rollout, does the prompt state a goal) of a pool's name."""
+    stage = "sft" if name == "sft_chain" else name
+    method = method or name
+    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else answers_per_rollout(profile, method)
+    return get_task(profile.task), stage, m, method in METHODS and METHODS[method].states_goal
 
 
 def sample_pool(
