@@ -58,10 +58,13 @@ REPORTED = ("best", "pass", "eum")  # of every pool
 
 
 def metrics_of(pool: Pool) -> tuple[str, ...]:
-    """Name the metrics worth reporting: covered@k of tests, the hypervolume ratio where the exact front is known."""
-    tests = all(name.startswith("test_") for name in pool.objectives)
-    front = hasattr(get_task(pool.task), "front")
-    return (*REPORTED, *["covered"] * tests, *["hypervolume"] * front)
+    """Name the metrics that `at_k` can compute: the hypervolume ratio too where the task knows the exact front."""
+    return (*reported(pool), *["hypervolume"] * hasattr(get_task(pool.task), "front"))
+
+
+def reported(pool: Pool) -> tuple[str, ...]:
+    """Name the metrics that every summary holds: where the objectives are tests, covered@k among them."""
+    return (*REPORTED, *["covered"] * all(name.startswith("test_") for name in pool.objectives))
 
 
 def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
@@ -118,7 +121,7 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
     return {
         "candidates_per_rollout": pool.m,
         "k": {
-            str(k): {**{metric: interval(at_k(pool, metric, k)) for metric in REPORTED}, "tokens": tokens_at_k(pool, k)}
+            str(k): {**{m: interval(at_k(pool, m, k)) for m in reported(pool)}, "tokens": tokens_at_k(pool, k)}
             for k in budgets
         },
         "objectives": {name: interval(_asked(flat_NnD[:, :, d])) for d, name in enumerate(pool.objectives)},

@@ -35,7 +35,7 @@ from vpo_lab.tasks import check_generated
 
 WORLD_SEED = 20261126
 LIMIT = 3  # lines of a patch
-SKILL = 0.1  # how often a hurried line is chosen on purpose
+SKILL = 0.15  # how often a hurried line is chosen on purpose
 FUNCTION = "tidy"
 LONGEST = 200  # characters of a line
 ROWS = {"test": 200, "train": 4096}
