@@ -21,8 +21,9 @@ from vpo_lab.config import Profile, get_profile
 from vpo_lab.course.experiment import BUDGETS, OTHER_TEMPERATURE, VARIANTS, WORLDS, Job, final_entropy, renamed
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
-from vpo_lab.metrics import METRICS, verdict
+from vpo_lab.metrics import METRICS, crossed_bootstrap, verdict
 from vpo_lab.runs import Run
+from vpo_lab.search.evolution import BUDGETS as SEARCH_BUDGETS
 from vpo_lab.search.pool import Pool, pool_names
 from vpo_lab.search.summary import at_k, distinct_answers
 from vpo_lab.search.summary import collinearity as mean_correlation
@@ -42,6 +43,7 @@ COLUMNS = {  # what each file must have, and of which type; budgets has `hypervo
     "budgets": {"seed": int, "k": int, "tokens": float, "best": float, "pass": float, "eum": float},
     "curves": {"seed": int, "step": int, "distinct_rollouts": float, "entropy": float, "best_of_group": float},
     "intervals": {"metric": str, "k": int, "minus": str, "seeds": int, "mean": float, "low": float, "high": float},
+    "search": {"seed": int, "id": str, "solved_at": float, "control": float, "reachable": "boolean", "programs": float},
 }
 HEADLINE = {"tiny": "best", "maze": "hypervolume"}  # the metric that tells most in a world
 
@@ -56,6 +58,8 @@ def read(folder: str | Path = SAVED / "experiment") -> Tables:
     """
     tables = {}
     for name, columns in COLUMNS.items():
+        if name == "search" and not (Path(folder) / "search.csv").exists():
+            continue  # only the worlds of code have searches
         path = Path(folder) / f"{name}.csv"
         path = packed if (packed := path.with_name(f"{name}.csv.gz")).exists() else path
         if not path.exists():
@@ -209,6 +213,40 @@ def _over_runs(tables: Tables, column: str, form: str = ".3f") -> pd.Series:
     runs = tables["runs"][~tables["runs"].variant.str.contains("@")]
     spread = runs.groupby(["world", "variant"])[column].agg(["mean", "min", "max"])
     return pd.Series([cell(*row, form) for row in spread.values], index=spread.index, dtype=object)
+
+
+def solved_at(tables: Tables, world: str, column: str = "solved_at") -> dict[str, np.ndarray]:
+    """Return after how many candidates each search solved its problems: variant -> (S, N), infinity for never.
+
+    column: "solved_at" for the evolution, "control" for the same answers without it. Only seeds that have all problems.
+    """
+    rows = tables["search"].query("world == @world")
+    found = {}
+    for name in sorted(rows.variant.unique(), key=_rank):
+        by_seed = rows[rows.variant == name].pivot(index="seed", columns="id", values=column)
+        found[name] = by_seed.fillna(np.inf).to_numpy(dtype=float)
+    return found
+
+
+def search(tables: Tables, world: str) -> pd.DataFrame:
+    """Return the share of problems that each policy solves in evolution within a budget, and without evolution.
+
+    `control` is the last budget without evolution. `reachable` is the share of problems whose solution can be
+    reached by steps with a probability above one in a thousand per call, at any budget; a dash where that is not known.
+    """
+    control, rows = solved_at(tables, world, "control"), tables["search"].query("world == @world")
+    table = {}
+    for name, solved_SN in solved_at(tables, world).items():
+        shares = {f"{budget}": _share(solved_SN <= budget) for budget in SEARCH_BUDGETS}
+        known = rows[rows.variant == name].reachable.dropna()
+        shares["control"] = _share(np.isfinite(control[name])) if len(known) else "–"
+        shares["reachable"] = f"{known.mean():.2f}" if len(known) else "–"
+        table[name] = shares | {"seeds": f"{len(solved_SN)}"}
+    return pd.DataFrame(table).T.rename_axis("solved within")
+
+
+def _share(solved_SN: np.ndarray) -> str:
+    return cell(*crossed_bootstrap(solved_SN.astype(float)), ".2f")
 
 
 def targets(tables: Tables) -> pd.DataFrame:
