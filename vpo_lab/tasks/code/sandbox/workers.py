@@ -220,9 +220,7 @@ class WorkerSandbox:
     def __init__(self, command: Sequence[str]):
         self._workers = Workers(command)
 
-    def call(
-        self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0
-    ) -> list[str | None]:
+    def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
         tests = list(arguments)
         answers: list[str | None] = [None] * len(tests)
