@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from .workers import Workers, WorkerSandbox
 
 SERVER = Path(__file__).with_name("fork_server.py")
-GRACE = 0.5  # seconds that the server waits longer than the timer inside the child
 
 
 def command() -> list[str]:
     """Return the command line of a server: no environment, no site packages, no folder of its own to import from."""
-    return [sys.executable, "-I", "-S", "-B", str(SERVER), str(os.getpid())]
+    return [sys.executable, "-I", "-S", "-B", str(SERVER)]
 
 
 def problem() -> str:
@@ -34,7 +32,7 @@ class ForkSandbox(WorkerSandbox):
     name = "fork"
 
     def __init__(self):
-        super().__init__(command(), GRACE)
+        super().__init__(command())
 
 
 SANDBOX = ForkSandbox

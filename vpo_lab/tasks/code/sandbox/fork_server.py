@@ -13,7 +13,6 @@ import errno
 import functools
 import gc
 import importlib
-import io
 import json
 import mmap
 import os
@@ -37,7 +36,8 @@ string struct textwrap threading time timeit token tokenize traceback types typi
 uuid warnings weakref zlib _strptime
 """.split()
 
-GRACE = 0.5  # seconds beyond the child's own timer
+GRACE = 0.5  # seconds beyond the child's own timer, which an answer can switch off
+LOOK = 0.05  # seconds between two looks at a child's clock
 LIMIT = 65_536  # bytes of one text
 MEMORY = 512 << 20
 STACK = 64 << 20
@@ -90,10 +90,12 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    me = os.getpid()
     while os.getppid() == parent:
         pid = os.fork()
         if pid == 0:
             try:
+                end_with_parent(me)
                 supervise()
             finally:
                 os._exit(1)
@@ -157,17 +159,60 @@ def start(target, *arguments) -> tuple[int, int]:
     return pid, read_end
 
 
-def read(pipe: int, pid: int, until: float) -> bytes | None:
-    """Return what the child writes next, nothing where it has closed the pipe, None at the time `until`."""
+class Clock:
+    """Tell how long a child has been at work, asleep included.
+
+    Waiting for a core is not its fault; where the system does not tell of it, this is the clock on the wall.
+    """
+
+    def __init__(self, pid: int):
+        self._files = f"/proc/{pid}/schedstat", f"/proc/{pid}/stat"
+        self._start = 0.0, 0.0
+        self.restart()
+
+    def _look(self) -> tuple[float, float, bool]:
+        now = time.monotonic()
+        try:
+            computed, waited = (int(word) / 1e9 for word in contents(self._files[0]).split()[:2])
+            # While it waits for a core, the kernel has not yet added that wait.
+            asleep = contents(self._files[1]).rpartition(b")")[2].split()[0] == b"S"
+        except (OSError, ValueError, IndexError):
+            return 0.0, now, True
+        return computed, now - waited, asleep
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._start = self._look()[:2]
+
+    def spent(self) -> float:
+        """Return the seconds since `restart`."""
+        computed, both, asleep = self._look()
+        return max(computed - self._start[0], both - self._start[1] if asleep else 0.0)
+
+
+def contents(file: str) -> bytes:
+    """Return what a small file holds."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def read(pipe: int, pid: int, late) -> bytes | None:
+    """Return what the child writes next, nothing where it has closed the pipe, None where it is `late()` before."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(0, 0)  # only to hear that nobody waits for the reply any more
-    left = until - time.monotonic()
-    heard = dict(poll.poll(left * 1000 + 1)) if left > 0 else {}
-    if 0 in heard:
-        end(pid)
-        os._exit(1)
-    return os.read(pipe, LIMIT) if pipe in heard else None
+    while True:
+        heard = dict(poll.poll(LOOK * 1000))
+        if 0 in heard:
+            end(pid)
+            os._exit(1)
+        if pipe in heard:
+            return os.read(pipe, LIMIT)
+        if late():
+            return None
 
 
 def run_tests(job: dict) -> dict:
@@ -178,18 +223,22 @@ def run_tests(job: dict) -> dict:
         late: whether the child was killed in the first test that is not among the texts.
         texts: pairs (number of the test, JSON text or None), as they came.
     """
-    count, pause = len(job["tests"]), job["seconds"] + GRACE
     # The child writes into shared memory: nobody has to wake up for each test.
-    board = mmap.mmap(-1, (count + 1) * (KIND.size + SIZE.size + LIMIT))
+    board = mmap.mmap(-1, (len(job["tests"]) + 1) * (KIND.size + SIZE.size + LIMIT))
     pid, pipe = start(call_tests, job, board)
-    said, late = Said(count, board), False
-    while read(pipe, pid, time.monotonic() + pause) is None:
-        if not said.something_new():
-            late = True
-            break
+    said, clock = Said(len(job["tests"]), board), Clock(pid)
+
+    def late() -> bool:
+        spent = clock.spent()
+        if said.something_new():
+            clock.restart()
+            return False
+        return spent > job["seconds"] + GRACE
+
+    ended = read(pipe, pid, late) is not None
     end(pid)
     said.something_new()
-    return {"ready": said.ready, "late": late, "texts": list(said.texts.items())}
+    return {"ready": said.ready, "late": not ended, "texts": list(said.texts.items())}
 
 
 class Said:
@@ -221,27 +270,30 @@ class Said:
 
 def run_program(job: dict) -> dict:
     """Run a program in a child and return what it printed, or None."""
-    until = time.monotonic() + job["seconds"]
     pid, pipe = start(call_program, job)
-    printed = bytearray()
-    while len(printed) <= LIMIT and (data := read(pipe, pid, until)) is not None:
+    clock, printed, status = Clock(pid), bytearray(), None
+
+    def late() -> bool:
+        return clock.spent() > job["seconds"]
+
+    while len(printed) <= LIMIT and (data := read(pipe, pid, late)) is not None:
         printed += data
         if not data:
-            ended_well = wait(pid, until) == 0
-            end(pid)
-            return {"printed": printed.decode("utf-8", "replace") if ended_well else None}
+            status = wait(pid, late)
+            break
     end(pid)
-    return {"printed": None}
+    return {"printed": printed.decode("utf-8", "replace") if status == 0 else None}
 
 
-def wait(pid: int, until: float) -> int | None:
-    """Return the status of a child that has closed its output; None where it goes on."""
-    while time.monotonic() < until:
+def wait(pid: int, late) -> int | None:
+    """Return the status of a child that has closed its output; None where it goes on until it is `late()`."""
+    while True:
         state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if state:
             return state.si_status
-        time.sleep(0.0005)
-    return None
+        if late():
+            return None
+        time.sleep(0.001)
 
 
 def end(pid: int) -> None:
@@ -260,8 +312,8 @@ class Late(BaseException):
 def call_tests(job: dict, board: mmap.mmap, pipe: int) -> None:
     """Execute the answer's module, then call its function once for each test."""
     # What is needed later is kept here: an answer may patch every module. (It gains nothing by it.)
-    loads, dumps, clock, timer, leave = json.loads, json.dumps, time.monotonic, signal.setitimer, os._exit
-    real, limit, late, offset = signal.ITIMER_REAL, LIMIT, Late, 0
+    loads, dumps, clock, timer, leave = json.loads, json.dumps, time.process_time, signal.setitimer, os._exit
+    prof, limit, late, offset = signal.ITIMER_PROF, LIMIT, Late, 0
     ready, failed, first, kind, size = READY, FAILED, FIRST, KIND, SIZE
     seconds, tests, function = job["seconds"], job["tests"], job["function"]
 
@@ -272,14 +324,14 @@ def call_tests(job: dict, board: mmap.mmap, pipe: int) -> None:
         """Return what `work()` does, None where it raises or takes too long."""
         began = clock()
         try:
-            timer(real, seconds)
+            timer(prof, seconds)
             result = work()
         except MemoryError:
             leave(1)  # what fills the memory may stay: the other tests get a child of their own
         except BaseException:
             result = None
         finally:
-            timer(real, 0)
+            timer(prof, 0)
         return result if clock() - began <= seconds else None
 
     def say(what: int, text: str = "") -> None:
@@ -291,7 +343,7 @@ def call_tests(job: dict, board: mmap.mmap, pipe: int) -> None:
         kind.pack_into(board, offset, what)  # last: now the rest is there
         offset = begin + len(data)
 
-    signal.signal(signal.SIGALRM, raise_late)
+    signal.signal(signal.SIGPROF, raise_late)
     null = os.open(os.devnull, os.O_RDWR)
     lock({0: null, 1: null, 2: null, 3: pipe})  # nothing is written to the pipe; it closes when this process ends
     space = new_module("answer")

@@ -18,7 +18,8 @@ from typing import Any
 from vpo_lab.errors import LabError
 
 ATTEMPTS = 3
-START_SECONDS = 60.0  # WebAssembly is compiled once, on a slow machine for half a minute
+HANGS = 20  # times the seconds of a job
+START_SECONDS = 300.0  # WebAssembly is compiled once, on a busy machine for minutes
 OUTPUT_LIMIT = 65_536  # bytes of one returned or printed text
 LENGTH = struct.Struct("<I")  # in front of each message
 
@@ -118,14 +119,16 @@ class Workers:
         weakref.finalize(self, _end, self._idle, self._closed)
 
     def ask(self, job: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """Return a worker's answer, or `None` where one after the other died of this job or took longer.
+        """Return a worker's answer, or `None` where one after the other died of this job.
+
+        A worker keeps to `seconds` itself. It is killed when it seems to hang, even if the machine is very busy.
 
         Raises:
             LabError: the sandbox is closed, or no worker can be started.
         """
         for _ in range(ATTEMPTS):
             with self._worker() as worker, contextlib.suppress(Gone):
-                return self._ask(worker, job, seconds)
+                return self._ask(worker, job, HANGS * (seconds + 1) + 60)
         return None
 
     @contextlib.contextmanager
@@ -147,7 +150,7 @@ class Workers:
             idle.put(worker)
 
     def _start(self) -> Worker:
-        worker = Worker(self._command)
+        worker = Worker([*self._command, str(os.getpid())])  # it ends when this process does
         try:
             problem = self._ask(worker, None, START_SECONDS)["problem"]
         except Gone:
@@ -160,7 +163,10 @@ class Workers:
     def _ask(self, worker: Worker, job: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         self._busy[worker] = time.monotonic() + seconds
         try:
-            return worker.ask(job)
+            reply = worker.ask(job)
+            if reply.get("ends"):  # it could end the program only by ending itself
+                worker.kill()
+            return reply
         finally:
             del self._busy[worker]
 
@@ -211,9 +217,8 @@ class WorkerSandbox:
 
     name = ""
 
-    def __init__(self, command: Sequence[str], grace: float):
+    def __init__(self, command: Sequence[str]):
         self._workers = Workers(command)
-        self._grace = grace
 
     def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
@@ -237,7 +242,7 @@ class WorkerSandbox:
         if not indices:
             return []
         job = {"code": code, "function": function, "tests": [tests[i] for i in indices], "seconds": seconds}
-        reply = self._workers.ask(job, (len(indices) + 1) * (seconds + self._grace) + 10)
+        reply = self._workers.ask(job, (len(indices) + 1) * seconds)
         if reply is None or not reply["ready"]:
             return []
         for position, text in reply["texts"]:
@@ -251,7 +256,7 @@ class WorkerSandbox:
         printed = []
         for stdin in stdins:
             job = {"code": code, "stdin": stdin, "seconds": seconds}
-            reply = self._workers.ask(job, seconds + self._grace + 10)
+            reply = self._workers.ask(job, seconds)
             printed.append(reply["printed"] if reply else None)
         return printed
 
