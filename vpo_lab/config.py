@@ -97,6 +97,7 @@ class Profile:
     evaluation: Evaluation
     methods: tuple[str, ...] = ("grpo", "vpo_credit")
     data: str = ""  # a parquet file or folder; "": the task's own source
+    code: str = ""  # the profile that notebook 06 trains; "": `vpo-lab run` leaves 06 out
     track: bool = False  # Weights & Biases, when a key is there
     minutes: str = field(default="", compare=False)  # what a reader should expect, for the display
 
@@ -133,7 +134,7 @@ class Profile:
 
 # What a run may be continued with another value of: none of these changes what is trained or measured.
 NEUTRAL = (
-    "name", "minutes", "track", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows", "rl.micro_rollouts",
+    "name", "minutes", "code", "track", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows", "rl.micro_rollouts",
     "rl.checkpoint_every", "evaluation.batch",
 )  # fmt: skip
 
@@ -245,13 +246,27 @@ TINY = Profile(
     sft=SFT(steps=600, batch_rows=64, learning_rate=4e-3),
     rl=RL(steps=600, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
     evaluation=Evaluation(requests=0),
-    minutes="10 to 15 minutes on two CPU cores",
+    code="tiny_code",
+    minutes="about 20 minutes on two CPU cores",
+)
+
+SMOKE = replace(
+    TINY,
+    name="smoke",
+    # Enough warmup that rewards differ: without them nothing would be trained, nor tested.
+    sft=replace(TINY.sft, steps=60, batch_rows=32, train_rows=256),
+    rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
+    evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
+    code="smoke_code",
+    minutes="about a minute; it shows that everything runs and teaches the policy next to nothing",
 )
 
 TINY_CODE = replace(
     TINY,
     name="tiny_code",
     task="tiny_code",
+    methods=("grpo", "vpo"),
+    code="",
     sft=replace(TINY.sft, learning_rate=2e-3),
     rl=replace(TINY.rl, steps=400, train_rows=1024),  # only drafts, see tasks/code/tiny.py
     minutes="5 to 10 minutes on two CPU cores",
@@ -289,15 +304,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         TINY,
-        replace(
-            TINY,
-            name="smoke",
-            # Enough warmup that rewards differ: without them nothing would be trained, nor tested.
-            sft=replace(TINY.sft, steps=60, batch_rows=32, train_rows=256),
-            rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
-            evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
-            minutes="about a minute; it shows that everything runs and teaches the policy next to nothing",
-        ),
+        SMOKE,
         replace(
             TINY,
             name="maze",
@@ -305,10 +312,19 @@ PROFILES = {
             policy=replace(TINY.policy, hidden_size=96, intermediate_size=288, layers=3, max_answer_tokens=13),
             sft=replace(TINY.sft, steps=500),
             rl=replace(TINY.rl, steps=400, learning_rate=2e-4),
+            code="",
             minutes="10 to 15 minutes on two CPU cores",
         ),
         TINY_CODE,
         replace(TINY_CODE, name="tiny_repair", task="tiny_repair"),
+        replace(
+            SMOKE,
+            name="smoke_code",
+            task="tiny_code",
+            sft=replace(SMOKE.sft, train_rows=0),
+            methods=("grpo", "vpo"),
+            code="",
+        ),
         QWEN,
         replace(
             QWEN,

@@ -34,9 +34,9 @@ def test_a_test_depends_on_its_fields_alone():
     for field, lines in tiny.LINES.items():
         by_variant = [outputs({field: line}) for line in lines]
         assert all(output is not None for variant in by_variant for output in variant)
-        for t, needs in enumerate(tiny.NEEDS):
+        for t, filled in enumerate(tiny.FIELDS):
             values = {variant[t] for variant in by_variant}
-            if field in needs:
+            if field == filled:
                 assert len(values) == tiny.VARIANTS and stub[t] not in values
             else:
                 assert values == {stub[t]}
@@ -61,12 +61,11 @@ def test_what_one_answer_and_a_set_reach(task, row):
     assert rewards_ND.mean(axis=1).max() == 0.5 == task.ceiling(1)["best"]
     pairs = itertools.combinations(range(len(patches)), 2)
     assert any((rewards_ND[i] + rewards_ND[j] > 0).all() for i, j in pairs)  # two answers pass all tests
-    weights_KD = dirichlet_weights(2048, 8, seed=0)
-    best = patches.index("\n".join(tiny.wanted_lines(json.loads(row["gold"]))[f] for f in ("name", "note", "price")))
-    copies = set_reward(rewards_ND[[best] * 3][None], weights_KD)[0]
+    weights_KD = dirichlet_weights(2048, 6, seed=0)
+    copies = set_reward(rewards_ND[[0] * 3][None], weights_KD)[0]
     triples = [rewards_ND[list(c)] for c in itertools.combinations(range(len(patches)), 3)]
     assert copies == pytest.approx(0.5, abs=0.01)
-    assert set_reward(np.array(triples), weights_KD).max() == pytest.approx(0.65, abs=0.02)
+    assert set_reward(np.array(triples), weights_KD).max() == pytest.approx(0.688, abs=0.005)
 
 
 def test_the_whole_wish_passes_and_a_wrong_line_costs_its_tests(task, row):
@@ -74,14 +73,14 @@ def test_the_whole_wish_passes_and_a_wrong_line_costs_its_tests(task, row):
     wish = json.loads(row["gold"])
     assert tiny.passed(tiny.compose(lines), wish).all()
     wrong = dict(lines, note=next(line for line in tiny.LINES["note"] if line != lines["note"]))
-    assert tiny.passed(tiny.compose(wrong), wish).tolist() == [1, 0, 1, 1, 1, 1, 0, 1]
+    assert tiny.passed(tiny.compose(wrong), wish).tolist() == [1, 0, 1, 1, 1, 1]
     assert not tiny.passed(tiny.compose({}), wish).any()
 
 
 def test_any_python_counts_if_it_does_what_is_wanted(task):
     row = {"gold": "[0, 0, 0, 0, 0, 0]"}
     own = "name = ''.join([c.upper() for c in name])\nprice = price + price"
-    assert task.score([own], [row])[0].tolist() == [1, 0, 0, 0, 1, 0, 0, 0]
+    assert task.score([own], [row])[0].tolist() == [1, 0, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +130,9 @@ def test_hurried_demonstrations_are_mostly_wrong_and_careful_ones_right(task):
     drafts, careful = rows[:300], rows[-300:]
     score = {kind: task.score([task.demonstrations(r, 1, rng)[0] for r in of], of) for kind, of in
              (("draft", drafts), ("careful", careful))}  # fmt: skip
-    assert 0.05 < score["draft"].mean() < 0.12 and score["careful"].mean() > 0.38
+    assert 0.1 < score["draft"].mean() < 0.15 and score["careful"].mean() == 0.5
     correlation_DD = np.corrcoef(score["draft"].T)
-    assert np.abs(correlation_DD[~np.eye(8, dtype=bool)]).mean() < 0.15
+    assert np.abs(correlation_DD[~np.eye(6, dtype=bool)]).mean() < 0.15
 
 
 def test_a_parent_is_patched_not_replaced():

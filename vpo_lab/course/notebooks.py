@@ -1,4 +1,4 @@
-"""Run the five notebooks in order, headless: papermill, resume, one progress display, a summary.
+"""Run the notebooks in order, headless: papermill, resume, one progress display, a summary.
 
 A notebook is done when its executed copy stands in the run folder under its own name; what a
 notebook has trained or sampled is kept by the stages themselves. So a run that was killed at any
@@ -37,6 +37,7 @@ WAVES = (
     ("02_sft_warmup",),
     ("03_grpo_baseline", "04_vpo_training"),
     ("05_bestk_and_pareto",),
+    ("06_code_and_search",),
 )
 
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
@@ -53,10 +54,11 @@ FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
 
 SHARES = {  # how much of the time of a tiny run a notebook takes
     "01_reward_vectors": 0.01,
-    "02_sft_warmup": 0.2,
-    "03_grpo_baseline": 0.43,
-    "04_vpo_training": 0.34,
+    "02_sft_warmup": 0.14,
+    "03_grpo_baseline": 0.3,
+    "04_vpo_training": 0.24,
     "05_bestk_and_pareto": 0.02,
+    "06_code_and_search": 0.29,
 }
 
 
@@ -86,6 +88,11 @@ def stages_of(profile: Profile) -> dict[str, str]:
     return dict(zip(TRAINING, ("sft", *profile.methods), strict=True))
 
 
+def waves_of(profile: Profile) -> list[tuple[str, ...]]:
+    """Return the notebooks of a run, in waves that may run side by side; 06 only where the profile names its own."""
+    return [wave for wave in WAVES if profile.code or "06_code_and_search" not in wave]
+
+
 def notebook_folder() -> Path:
     """Return the repository's notebooks; LabError where the package runs without them."""
     folder = Path(__file__).resolve().parents[2] / "notebooks"
@@ -104,7 +111,7 @@ def run_pipeline(
     max_hours: float | None = None,
     execute: Callable[[Job, dict, dict[str, str]], None] | None = None,
 ) -> Path:
-    """Execute 01 to 05 into the run folder; returns the path of its `summary.json`.
+    """Execute all notebooks into the run folder; returns the path of its `summary.json`.
 
     `overrides` changes profile fields by dotted name; `parameters` are further papermill
     parameters, which every notebook has to declare. `side_by_side` None: where there are two cores.
@@ -125,7 +132,8 @@ def run_pipeline(
     folder = find_run(profile, run_dir).folder
     values = {"profile": profile_name, "seed": seed, "run_dir": str(folder), "overrides": overrides or {}}
     values.update(parameters or {})
-    sources = {name: notebook_folder() / f"{name}.ipynb" for wave in WAVES for name in wave}
+    waves = waves_of(profile)
+    sources = {name: notebook_folder() / f"{name}.ipynb" for wave in waves for name in wave}
     for source in sources.values():
         check_parameters(source, values)
     until = None if max_hours is None else time.time() + 3600 * max_hours * (1 - FOR_EVALUATION)
@@ -137,13 +145,13 @@ def run_pipeline(
     with run.lock():
         _take_up_stopped(jobs, profile, run)
         display = Display(profile, run, list(jobs.values()))
-        for wave in WAVES:
+        for wave in waves:
             waiting = [jobs[name] for name in wave if not jobs[name].done]
             for batch in [waiting] if side_by_side else [[job] for job in waiting]:
                 _run_batch(batch, lambda job: (execute or _execute)(job, values, environment), display)
         display.close()
     if not run.summary.exists():
-        raise LabError(f"05 ended without {run.summary}: delete {run / WAVES[-1][0]}.ipynb and run again")
+        raise LabError(f"05 ended without {run.summary}: delete {run / '05_bestk_and_pareto.ipynb'} and run again")
     return run.summary
 
 
@@ -322,7 +330,7 @@ def publish(run: Run) -> list[Path]:
     profile = get_profile(summary["profile"])
     results = notebook_folder().parent / "results" / profile.name
     written = []
-    for name in [name for wave in WAVES for name in wave]:
+    for name in [name for wave in waves_of(profile) for name in wave]:
         executed = run / f"{name}.ipynb"
         if not executed.exists():
             raise LabError(f"{executed} does not exist: finish the run before publishing it")

@@ -7,10 +7,10 @@ variants: 48 lines. The start is the program without steps, which returns the re
 variant that it wants of every step, in one of two wordings, in shuffled order: 8**6 different wishes. An answer is a
 patch of at most LIMIT lines; a line takes the place of its field's. Any Python will do: a patch that parses is run.
 
-Eight tests are hidden. Six fill one field of the record, two fill two (NEEDS); the other fields hold values that
-every variant leaves as they are. So the patch of three right lines passes four tests at best, and two such patches
-pass all eight: copies of the best answer cover half of what a set can. Inputs are the same for all requests, what is
-expected is not. Inputs are such that no two variants of a step give the same, nor the start.
+Six tests are hidden. Each fills one field of the record; the other fields hold values that every variant leaves as
+they are. So three right lines pass three tests, and two such patches can pass all six: copies of the best answer cover
+half of what a set can. No two variants of a step give the same, and the start passes no test. The inputs are the same
+for all requests, what is expected is not.
 
 Two kinds of request feed the warmup. "Write" is demonstrated without a mistake, so the policy learns which words
 want which line. "Draft" is demonstrated by somebody in a hurry: a line is right with probability SKILL, else any of
@@ -131,10 +131,9 @@ _STEPS: dict[str, tuple[object, object, dict[str, tuple[str, str]]]] = {
 FIELDS = tuple(_STEPS)
 LINES = {field: tuple(lines) for field, (_, _, lines) in _STEPS.items()}
 VARIANTS = 8
-NEEDS = (*((field,) for field in FIELDS), FIELDS[0:2], FIELDS[2:4])  # the fields that each test fills
-INPUTS = tuple(
-    json.dumps([value if field in needs else neutral for field, (value, neutral, _) in _STEPS.items()])
-    for needs in NEEDS
+INPUTS = tuple(  # of the tests: each fills one field
+    json.dumps([value if field == filled else neutral for field, (value, neutral, _) in _STEPS.items()])
+    for filled in FIELDS
 )
 
 
@@ -192,13 +191,13 @@ def _sandbox():
 
 @lru_cache(maxsize=50_000)
 def run_program(program: str) -> tuple[str | None, ...]:
-    """Return what a program makes of the eight test inputs, JSON texts with sorted keys; None where it fails."""
+    """Return what a program makes of the test inputs, (6,) JSON texts with sorted keys; None where it fails."""
     results = _sandbox().call(program, FUNCTION, list(INPUTS))
     return tuple(result and json.dumps(json.loads(result), sort_keys=True) for result in results)
 
 
 def passed(program: str, wish: Sequence[int]) -> np.ndarray:
-    """Return which tests of a wish a program passes: (8,) of 0.0 and 1.0. `wish` holds a variant per field."""
+    """Return which tests of a wish a program passes: (6,) of 0.0 and 1.0. `wish` holds a variant per field."""
     expected = run_program(compose(wanted_lines(wish)))
     return np.array([float(a is not None and a == b) for a, b in zip(run_program(program), expected, strict=True)])
 
@@ -215,17 +214,17 @@ class TinyCode:
     """Patch the empty program. A row's gold is the JSON list of the variant that is wanted of each field."""
 
     name = "tiny_code"
-    objectives = tuple(f"test_{i + 1}" for i in range(len(NEEDS)))
+    objectives = tuple(f"test_{i + 1}" for i in range(len(FIELDS)))
     about = "A request wants six steps, an answer may hold three. Each objective is a hidden test."
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
-        """Return which tests each patched program passes: (n, 8). A patch that cannot be read earns nothing."""
-        return np.array([self._score(answer, row) for answer, row in zip(answers, rows, strict=True)]).reshape(-1, 8)
+        """Return which tests each patched program passes: (n, 6). A patch that cannot be read earns nothing."""
+        return np.array([self._score(answer, row) for answer, row in zip(answers, rows, strict=True)]).reshape(-1, len(FIELDS))
 
     def _score(self, answer: str, row: dict) -> np.ndarray:
         patch = parse_patch(answer)
         if patch is None:
-            return np.zeros(len(NEEDS))
+            return np.zeros(len(FIELDS))
         return passed(compose(row.get("parent", {}) | patch), json.loads(row["gold"]))
 
     def load(self, path: str | None = None, split: str = "train") -> list[dict]:
@@ -275,9 +274,9 @@ class TinyCode:
         return parent if patch is None else compose(parse_program(parent) | patch)
 
     def evaluate(self, programs: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
-        """Return which tests each program passes: (n, 8)."""
+        """Return which tests each program passes: (n, 6)."""
         pairs = zip(programs, rows, strict=True)
-        return np.array([passed(program, json.loads(row["gold"])) for program, row in pairs]).reshape(-1, len(NEEDS))
+        return np.array([passed(program, json.loads(row["gold"])) for program, row in pairs]).reshape(-1, len(FIELDS))
 
     def solution(self, row: dict) -> str:
         """Return the program that a row wants."""
