@@ -12,14 +12,15 @@ LOOPS = {
     "swallows all": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
     "sleep": "import time\ntime.sleep(60)\nprint('GOT')",
     "one long operation": "y = pow(7, 10**8)\nprint('GOT', y.bit_length())",
-    "regex": "import re\nre.match('(a+)+$', 'a' * 40 + 'b')\nprint('GOT')",
+    "regex": "import re\nre.match('(a+)+$', 'a' * 40 + 'b')",
     "output": "while True: print('y' * 1000)",
     "output by descriptor": "import os\nwhile True: os.write(1, b'y' * 65536)",
     "lists": "x = []\nwhile True: x.append('a' * 10**6)",
 }
 HOSTILE = LOOPS | {
     "file": "open('{folder}/file', 'w').write('x')\nprint('GOT')",
-    "file by os": "import os\nd = os.open('{folder}/file', os.O_CREAT | os.O_WRONLY, 0o600)\nos.write(d, b'x')\nprint('GOT')",
+    "file by os": "import os\nd = os.open('{folder}/file', os.O_CREAT | os.O_WRONLY, 0o600)\n"
+    "os.write(d, b'x')\nprint('GOT')",
     "folder": "import os\nos.mkdir('{folder}/folder')\nprint('GOT')",
     "read a file": "print('GOT', open('/etc/passwd').read()[:20])",
     "list a folder": "import os\nprint('GOT', len(os.listdir('/')))",
@@ -36,8 +37,8 @@ HOSTILE = LOOPS | {
     "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1)\nf(0)\nprint('GOT')",
     "null pointer": "import ctypes\nctypes.string_at(0)\nprint('GOT')",
     "open by ctypes": "import ctypes\nl = ctypes.CDLL(None)\nif l.open(b'/etc/passwd', 0) >= 0: print('GOT')",
-    "raw system call": "import ctypes\nl = ctypes.CDLL(None)\nif l.syscall(57) >= 0 or l.syscall(2, b'/etc/passwd', 0) >= 0"
-    " or l.syscall(41, 2, 1, 0) >= 0: print('GOT')",
+    "raw system call": "import ctypes\nl = ctypes.CDLL(None)\nif l.syscall(57) >= 0 or l.syscall(41, 2, 1, 0) >= 0"
+    " or l.syscall(2, b'/etc/passwd', 0) >= 0: print('GOT')",
     "environment": "import os\nif os.environ: print('GOT', sorted(os.environ))",
     "environment by C": "import ctypes\np = ctypes.CDLL(None).getenv\np.restype = ctypes.c_char_p\n"
     "if p(b'PATH') or p(b'HOME'): print('GOT')",
@@ -45,8 +46,8 @@ HOSTILE = LOOPS | {
     "memory of the parent": "import os\nprint('GOT', len(open('/proc/%d/mem' % os.getppid(), 'rb').read(1)))",
     "limits up": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nprint('GOT')",
     "another user": "import os\nos.setuid(65534)\nprint('GOT')",
-    "other descriptors": "import os\nfor d in range(3, 300):\n    try:\n        os.write(d, b'GOT')\n        print('GOT', d)\n"
-    "    except OSError: pass",
+    "other descriptors": "import os\nfor d in range(3, 300):\n    try:\n        os.write(d, b'GOT')\n"
+    "        print('GOT', d)\n    except OSError: pass",
 }
 
 # Functions `solve` that want full marks without knowing the result.

@@ -118,10 +118,11 @@ def test_hostile_programs_achieve_nothing(sandbox, tmp_path):
         return sandbox.run(HOSTILE[name].replace("{folder}", str(tmp_path)), [""], seconds=0.2)[0]
 
     names = [name for name in HOSTILE if sandbox.name != "wasm" or name in ON_WASM]
+    endless = LOOPS.keys() - ({"regex"} if sandbox.name == "monty" else ())  # its engine does not go back
     with ThreadPoolExecutor(2) as pool:
         printed = dict(zip(names, pool.map(run, names), strict=True))
     assert {name: text for name, text in printed.items() if text and "GOT" in text} == {}
-    assert {name: text for name, text in printed.items() if text is not None and name in LOOPS} == {}
+    assert {name: text for name, text in printed.items() if text is not None and name in endless} == {}
     assert list(tmp_path.iterdir()) == []
     assert calls(sandbox, "return x", 1) == ["1"]
 
@@ -134,16 +135,24 @@ def test_cheats_do_not_find_what_is_expected(sandbox):
     assert sandbox.call("def solve(x): return [4711, x]", "solve", list(secret)) == list(secret.values())
 
 
+SCAN = """
+    import ctypes, re
+    mark = "PEB111111BLE"
+    def solve(x):
+        read = ctypes.CDLL(None).write  # tells, and does not crash, where no memory is
+        near = {id(mark) >> 12, ctypes.addressof(ctypes.create_string_buffer(9)) >> 12}
+        pages = [p << 12 for n in near for p in range(n - 2000, n + 2000)]
+        pages = [p for p in pages if read(3, ctypes.c_void_p(p), 1) == 1]
+        return sorted({m.decode() for p in pages for m in re.findall(rb"PEB(\\d+)BLE", ctypes.string_at(p, 4096))})
+"""
+
+
 def test_a_child_holds_nothing_of_other_answers(fork):
-    """Answers may read all memory of their own process: what is in none of them cannot be found."""
-    fork.call("def solve(x): return 'PEBBLE' + 'STONE' * 3", "solve", ["[1]"])
-    scan = """
-        import ctypes, gc, sys
-        def solve(x):
-            found = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple)) and "PEBBLE" in repr(o)[:9999]]
-            return len([o for o in found if "import ctypes" not in repr(o)])
-    """
-    assert fork.call(textwrap.dedent(scan), "solve", ["[1]"], seconds=20) in (["0"], [None])
+    """Answers may read all memory of their process, freed memory too: others were never in it."""
+    for _ in range(3):
+        fork.call("def solve(x): return ['PEB222222BLE'] * x", "solve", ["[1]", "[9]"])
+        fork.run("print('PEB222222BLE')", ["PEB333333BLE"])
+    assert fork.call(textwrap.dedent(SCAN), "solve", ["[1]"], seconds=20) == ['["111111"]']
 
 
 def test_a_child_that_dies_leaves_its_other_tests_alive(fork):
@@ -225,16 +234,15 @@ def test_nothing_outlives_a_killed_parent(backend):
         pytest.skip(REASONS[backend])
     if not sys.platform.startswith("linux"):
         pytest.skip("processes are counted in /proc")
-    mark = f"orphan_{os.getpid()}_{backend}"
     code = f"""
 import sys, threading
 from vpo_lab.tasks.code.sandbox import open_sandbox
 sandbox = open_sandbox({backend!r})
 sandbox.call("def f(x): return x", "f", ["[1]"])
 print("ready", flush=True)
-sandbox.call("def f(x):\\n    while True: pass", "f", ["[1]"], 30)
+sandbox.call("def f(x):\\n    while True: pass", "f", ["[1]"], {4 if backend == "monty" else 60})
 """
-    parent = subprocess.Popen([sys.executable, "-c", code, mark], stdout=subprocess.PIPE, cwd=ROOT)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert parent.stdout.readline() == b"ready\n"
     time.sleep(0.5)
 
@@ -246,7 +254,7 @@ sandbox.call("def f(x):\\n    while True: pass", "f", ["[1]"], 30)
     assert born
     parent.kill()
     parent.wait()
-    assert until(lambda: not [pid for pid in born if alive(pid)], 30 if backend != "monty" else 60)
+    assert until(lambda: not [pid for pid in born if alive(pid)], 30)
 
 
 def alive(pid: int) -> bool:
@@ -260,7 +268,7 @@ def alive(pid: int) -> bool:
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(LabError, match="fork.*monty.*wasm"):
+    with pytest.raises(LabError, match=r"fork.*monty.*wasm"):
         open_sandbox("exec")
 
 
@@ -273,7 +281,7 @@ def test_the_first_that_works_is_chosen_and_never_monty(monkeypatch):
     monkeypatch.setattr(modules["fork"], "problem", lambda: "no Linux")
     assert open_sandbox() == "wasm"
     monkeypatch.setattr(modules["wasm"], "problem", lambda: "pip install it")
-    with pytest.raises(LabError, match="no Linux.*pip install it"):
+    with pytest.raises(LabError, match=r"no Linux.*pip install it"):
         open_sandbox()
     with pytest.raises(LabError, match="no Linux"):
         open_sandbox("fork")
