@@ -74,7 +74,7 @@ class Problem:
 
     def __init__(self, folder: Path):
         self.folder, self.log = folder, folder / "candidates.jsonl"
-        self.data: dict = read_json(folder / "problem.json")  # pyright: ignore[reportAttributeAccessIssue]
+        self.data: dict = read_json(folder / "problem.json")  # pyright: ignore
         self.row, self.task = self.data["row"], get_task(self.data["task"])
         self.queue = Queue(self.data["sees_parent"])
         self._reset(self.data["start"], np.array(self.data["start_rewards"], dtype=float))
