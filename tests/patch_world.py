@@ -1,6 +1,6 @@
 """A world of patches without a sandbox: six steps of eight variants, an answer sets at most three, eight tests.
 
-A step is a line such as "c = 5". Three scripted policies for a search: `answers_of`.
+A step is a line such as "c = 5". Four scripted policies for a search: `answers_of`.
 """
 
 import os
@@ -78,13 +78,15 @@ class PatchWorld:
 
 
 def answers_of(kind: str, row: dict, n: int, seed: int = 0, right: float = 0.15) -> list[str]:
-    """Return n answers of a collapsed policy, of a spread one (chains of three), or of one that mostly guesses."""
+    """Return n answers of a policy: collapsed, spread (chains of three), one that mostly guesses, or always wrong."""
     wanted = PatchWorld.wanted(row)
     sets = {"collapsed": ["abc"], "spread": ["abc", "def", "bce"]}
     if kind in sets:
         return [write({s: wanted[s] for s in sets[kind][i % len(sets[kind])]}) for i in range(n)]
     rng = random.Random(f"{seed} {row['id']}")
     guess = lambda s: wanted[s] if rng.random() < right else str(rng.randrange(VARIANTS))  # noqa: E731
+    if kind == "wrong":
+        guess = lambda s: str((int(wanted[s]) + rng.randrange(1, VARIANTS)) % VARIANTS)  # noqa: E731
     return [write({s: guess(s) for s in rng.sample(STEPS, LIMIT)}) for _ in range(n)]
 
 

@@ -21,7 +21,7 @@ from vpo_lab.search.loop import Queue, child_of, messages_of, rewards_of
 from vpo_lab.search.policies import Journal, Source
 from vpo_lab.tasks import get_task
 
-CHECKPOINT = 50  # iterations
+CHECKPOINT = 10  # iterations; OpenEvolve saves none at one whose answer had no effect, so not too few chances
 _FENCE, _HIDDEN = "```", "`\u2060``"  # OpenEvolve takes a program to end at the first fence
 
 
@@ -74,7 +74,7 @@ class Problem:
 
     def __init__(self, folder: Path):
         self.folder, self.log = folder, folder / "candidates.jsonl"
-        self.data: dict = read_json(folder / "problem.json")  # pyright: ignore[reportAttributeAccessIssue]
+        self.data: dict = read_json(folder / "problem.json")  # pyright: ignore
         self.row, self.task = self.data["row"], get_task(self.data["task"])
         self.queue = Queue(self.data["sees_parent"])
         self._reset(self.data["start"], np.array(self.data["start_rewards"], dtype=float))
@@ -113,15 +113,14 @@ class Problem:
     def solved(self) -> bool:
         return any(map(solved, self.rewards))
 
-    def go_back_to(self, tried: int) -> int:
-        """Forget the candidates after the first so many, which a checkpoint does not know; return how many are left."""
+    def go_back_to(self, tried: int) -> None:
+        """Forget the candidates after the first so many, which a checkpoint does not know."""
         lines = self.lines[:tried]
         write_bytes(self.log, "".join(json.dumps(line) + "\n" for line in lines).encode())
         (self.folder / "error.txt").unlink(missing_ok=True)
         self._reset(self.texts[0], self.rewards[0])
         for line in lines:
             self._add(line)
-        return self.tried
 
     def propose(self, shown: str) -> str:
         """Return a child of the program that was shown (or of the one that a waiting answer was written for)."""

@@ -6,6 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Closure:
 
 
 def reachable(
-    task: Task, row: dict, answers: Sequence[str], *, at_least: float = PER_CALL, limit: int = 20_000
+    task: Any, row: dict, answers: Sequence[str], *, at_least: float = PER_CALL, limit: int = 20_000
 ) -> Closure:
     """Search all programs that repeated steps reach from the start, each step with probability `at_least` per call.
 
@@ -44,8 +45,8 @@ def reachable(
         raise LabError(f"no answers to {row['id']}: sample some thousand before asking what they reach")
     if not hasattr(task, "patch"):
         return _one_step(task, row, answers, at_least)
-    patches = Counter(frozenset((task.patch(answer) or {}).items()) for answer in answers)  # pyright: ignore
-    start, wanted = task.lines(start_of(task, row)), task.lines(task.solution(row))  # pyright: ignore
+    patches = Counter(frozenset((task.patch(answer) or {}).items()) for answer in answers)
+    start, wanted = task.lines(start_of(task, row)), task.lines(task.solution(row))
     fields = sorted({*start, *wanted, *(name for patch in patches for name, _ in patch)})
     right = _right_lines(task, row, {line for patch in patches for line in patch})
     codes = [{None: 0} for _ in fields]  # the lines of each field -> numbers; right ones share that of the wanted line
@@ -101,14 +102,14 @@ def _one_step(task: Task, row: dict, answers: Sequence[str], at_least: float) ->
     return Closure(len(texts), any(map(solved, rewards_of(task, texts, [row] * len(texts)))))
 
 
-def _right_lines(task: Task, row: dict, lines: set[tuple[str, str]]) -> set[tuple[str, str]]:
+def _right_lines(task: Any, row: dict, lines: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Return the lines, (field, line), with which the solution still passes everything."""
-    solution = task.solution(row)  # pyright: ignore
+    solution = task.solution(row)
     found = sorted(lines)
     texts = [child_of(task, solution, line, row) for _, line in found]
     rewards_ND = rewards_of(task, texts, [row] * len(texts))
     return {
         (field, line)
         for (field, line), text, rewards_D in zip(found, texts, rewards_ND, strict=True)
-        if solved(rewards_D) and task.lines(text).get(field) == line  # pyright: ignore
+        if solved(rewards_D) and task.lines(text).get(field) == line
     }

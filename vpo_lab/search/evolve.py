@@ -141,13 +141,14 @@ def _drive() -> None:
 def _search(folder: Path) -> None:
     """Search one problem; its result takes the place of its folder."""
     problem = Problem(folder)
-    data, checkpoint = problem.data, _last_checkpoint(folder)
-    left = data["candidates"] - problem.go_back_to(int(checkpoint.name.rpartition("_")[2]) if checkpoint else 0)
-    if left and not problem.solved:
+    data = problem.data
+    if problem.tried < data["candidates"] and not problem.solved:
+        checkpoint, iterations = _last_checkpoint(folder, problem.tried)
+        problem.go_back_to(iterations)
         source = data["source"]
         if isinstance(source, dict) and _fits_in_a_fork(Source(**source)):
             Source(**source).load()
-        _openevolve(folder, problem, left, checkpoint)
+        _openevolve(folder, problem, data["candidates"] - iterations, checkpoint)
         problem = Problem(folder)  # as the worker left it
     if (folder / "error.txt").exists():
         raise LabError((folder / "error.txt").read_text())
@@ -209,13 +210,17 @@ def _openevolve(folder: Path, problem: Problem, iterations: int, checkpoint: Pat
             handler.close()
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint: its last file is there and readable."""
-    found = sorted((folder / "checkpoints").glob("checkpoint_*"), key=lambda p: int(p.name.rpartition("_")[2]))
-    for checkpoint in reversed(found):
+def _last_checkpoint(folder: Path, tried: int) -> tuple[Path | None, int]:
+    """Return the newest whole checkpoint of a search that noted so many candidates, and its iteration, else 0.
+
+    It is whole if the file that is written last is there and readable.
+    """
+    found = [(int(path.name.rpartition("_")[2]), path) for path in (folder / "checkpoints").glob("checkpoint_*")]
+    for iteration, checkpoint in sorted(found, reverse=True):
         try:
             read_json(checkpoint / "best_program_info.json")
         except LabError:
             continue
-        return checkpoint
-    return None
+        if iteration <= tried:
+            return checkpoint, iteration
+    return None, 0

@@ -32,29 +32,30 @@ Ask = Callable[[list[tuple[dict, list[dict]]]], list[list[str]]]
 
 def start_of(task: Task, row: dict) -> str:
     """Return the program that a search starts from; "" where the task names none."""
-    return task.start(row) if hasattr(task, "start") else ""  # pyright: ignore[reportAttributeAccessIssue]
+    start = getattr(task, "start", None)
+    return start(row) if start else ""
 
 
 def child_of(task: Task, parent: str, answer: str, row: dict) -> str:
     """Return the program that an answer makes of a parent: the parent itself if the answer is not valid."""
-    if hasattr(task, "child"):
-        return task.child(parent, answer, row)  # pyright: ignore[reportAttributeAccessIssue]
-    return answer or parent
+    child = getattr(task, "child", None)
+    return child(parent, answer, row) if child else answer or parent
 
 
 def rewards_of(task: Task, programs: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
     """Return the reward vectors of programs: (n, D), NaN where not asked. They run in the task's sandbox only."""
-    score = task.evaluate if hasattr(task, "evaluate") else task.score  # pyright: ignore[reportAttributeAccessIssue]
-    return np.asarray(score(programs, rows), dtype=float).reshape(len(programs), len(task.objectives))
+    evaluate = getattr(task, "evaluate", task.score)
+    return np.asarray(evaluate(programs, rows), dtype=float).reshape(len(programs), len(task.objectives))
 
 
 def messages_of(task: Task, row: dict, parent: str | None, rewards_D: np.ndarray) -> list[dict]:
     """Return the messages that ask for an answer: the row's, or with a parent and the tests that it fails."""
     if parent is None:
         return row["prompt"]
-    if not hasattr(task, "prompt"):
+    prompt = getattr(task, "prompt", None)
+    if prompt is None:
         raise LabError(f"{task.name} has no method prompt(row, parent, rewards_D): search without the parent")
-    return task.prompt(row, parent, rewards_D)  # pyright: ignore[reportAttributeAccessIssue]
+    return prompt(row, parent, rewards_D)
 
 
 # --- The population and its rule --------------------------------------------------------------

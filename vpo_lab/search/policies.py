@@ -48,10 +48,10 @@ class Trained:
         if not (stage / "policy").is_dir():
             raise LabError(f"no policy in {stage}: name a folder RUN/STAGE that is trained, such as runs/tiny/vpo")
         if (stage / "settings.json").exists():  # of an experiment: ROOT/WORLD/seed-S/VARIANT
-            settings = dict(read_json(stage / "settings.json"))  # pyright: ignore[reportArgumentType]
+            settings = dict(read_json(stage / "settings.json"))  # pyright: ignore
             base, method = stage.parent.parent.name, settings.pop("method")
         elif (stage.parent / MANIFEST).exists():
-            made: dict = read_json(stage.parent / MANIFEST)  # pyright: ignore[reportAssignmentType]
+            made: dict = read_json(stage.parent / MANIFEST)  # pyright: ignore
             base, settings, method = made["profile"], made["settings"], stage.name
         else:
             raise LabError(f"{stage.parent} does not say how its policies were trained: name a stage of a run")

@@ -108,7 +108,7 @@ def _check_settings(path: Path, mine: dict) -> None:
     if not path.exists():
         write_json(path, mine)
         return
-    theirs: dict = read_json(path)  # pyright: ignore[reportAssignmentType]
+    theirs: dict = read_json(path)  # pyright: ignore
     if differ := [f"{key} {theirs.get(key)!r}, now {mine[key]!r}" for key in mine if theirs.get(key) != mine[key]]:
         raise LabError(f"{path.parent} was made with {'; '.join(differ)}: choose another --out")
 

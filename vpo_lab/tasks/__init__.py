@@ -26,6 +26,12 @@ class Task(Protocol):
 
     Optional: `ceiling(k)`, `front(gold)` and `reference`; for `show.Explorer`: `short(answer)`, `title(row)`,
     `picture(gold, answers)`, `picture_key`, `meanings` and `about`.
+
+    For a search (`search.loop`): `start(row)`, the program it starts from; `child(parent, answer, row)`, what an answer
+    makes of a program, the parent itself if it is not valid; `evaluate(programs, rows)`, as `score`; and
+    `prompt(row, parent, rewards_D)`, the messages that show a parent and the tests that it fails. Where answers are
+    patches, `search.closure` asks for `patch(answer)` and `lines(program)`, {field: line} (None: not valid), and
+    `solution(row)`.
     """
 
     name: str
