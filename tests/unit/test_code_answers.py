@@ -58,9 +58,9 @@ def test_the_program_that_counts(answer, program):
     ],
 )
 def test_no_text_raises_or_takes_long(text):
-    start = time.perf_counter()
+    start = time.process_time()
     program_in(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ LOOPS_ONLY = {"HumanEval/32", "HumanEval/38", "HumanEval/50"}
 def test_every_canonical_solution_of_human_eval_passes(human_eval):
     task, rows = human_eval
     assert {row["id"] for row in rows} == {f"HumanEval/{n}" for n in range(164)} - LOOPS_ONLY
-    rewards = task.score([fenced(row["solution"]) for row in rows], rows)
+    rewards = task.score([row["answer"] for row in rows], rows)
     assert [row["id"] for row, earned in zip(rows, rewards, strict=True) if np.nanmin(earned) < 1] == []
     assert np.count_nonzero(~np.isnan(rewards)) > 800
 
@@ -116,7 +116,7 @@ def test_a_cheat_earns_nothing(human_eval, cheat):
 def test_any_text_scores_and_a_batch_scores_as_its_answers_do(human_eval):
     task, rows = human_eval
     texts = ["", "no", "```python\n```", "```python\ndef (", "\0", "```python\nx = '\ud800'\n```", "```python\n\0\n```",
-             fenced(rows[3]["solution"]), fenced("raise SystemExit"), fenced("while True: pass")]  # fmt: skip
+             rows[3]["answer"], fenced("raise SystemExit"), fenced("while True: pass")]  # fmt: skip
     rewards = task.score(texts, [rows[3]] * len(texts))
     assert rewards.shape == (len(texts), 16)
     asked = ~np.isnan(rewards)
@@ -193,7 +193,7 @@ def mbpp(tmp_path_factory):
 
 def test_canonical_solutions_of_mbpp_plus_pass(mbpp):
     task, rows, _ = mbpp
-    rewards = task.score([fenced(row["solution"]) for row in rows.values()], list(rows.values()))
+    rewards = task.score([row["answer"] for row in rows.values()], list(rows.values()))
     assert [name for name, earned in zip(rows, rewards, strict=True) if np.nanmin(earned) < 1] == []
     assert len(rows) > 25 and np.count_nonzero(~np.isnan(rewards)) > 15 * len(rows)
 

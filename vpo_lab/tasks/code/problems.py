@@ -121,7 +121,10 @@ def solve(problems: Sequence[Problem]) -> list[list[str | None]]:
 
 
 class Problems:
-    """Offer coding problems as a task. Rows also hold `solution` and `left_out`, the tests that are no objectives."""
+    """Offer coding problems as a task.
+
+    Rows also hold `answer`, a right one where the data set has it, and `left_out`: why tests are no objectives.
+    """
 
     name = ""
     objectives = tuple(f"test_{number:02d}" for number in range(1, TESTS + 1))
@@ -170,8 +173,7 @@ class Problems:
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
         """Return `n` times the data set's own solution in a fence; where it has none, the signature."""
-        code = row["solution"] or row["signature"] or "print()"
-        return [f"```python\n{code.strip()}\n```"] * n
+        return [row["answer"]] * n
 
 
 def _row(problem: Problem) -> dict:
@@ -186,8 +188,7 @@ def _row(problem: Problem) -> dict:
             {"role": "user", "content": f"{request}\n\n{FUNCTION_FORMAT if problem.function else PROGRAM_FORMAT}"}
         ],
         "gold": gold_of(problem),
-        "solution": problem.solution,
-        "signature": problem.signature,
+        "answer": f"```python\n{(problem.solution or problem.signature or 'print()').strip()}\n```",
         "left_out": problem.left_out,
     }
 
