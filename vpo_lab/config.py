@@ -300,6 +300,35 @@ QWEN = Profile(
     minutes="an estimated 10-20 hours on one 24 GB GPU; not yet run",
 )
 
+CODER = Profile(
+    name="qwen2.5-coder-0.5b",
+    task="code",
+    policy=Policy(
+        backend="transformers",
+        model="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        lora_rank=16,
+        lora_alpha=32,
+        dtype="bfloat16",
+        max_prompt_tokens=640,
+        max_answer_tokens=384,
+    ),
+    # It follows the format of a chain from few examples; more of the data set's own solutions would change its style.
+    sft=SFT(steps=20, batch_rows=16, micro_rows=4, learning_rate=1e-4, train_rows=64, chains="own", gold_steps=1),
+    rl=RL(
+        steps=200,
+        rollouts=16,
+        group_size=4,
+        learning_rate=2e-5,
+        micro_rollouts=4,
+        warmup_steps=5,
+        max_grad_norm=0.2,
+        checkpoint_every=5,
+    ),
+    evaluation=Evaluation(requests=0, candidates=12, budgets=(1, 3, 6, 12), temperature=0.8, top_p=0.95, batch=48),
+    methods=("grpo", "vpo"),
+    minutes="an estimated 1-2 hours on one GPU of 16 GB, days on two CPU cores; not yet run to its end",
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -326,6 +355,7 @@ PROFILES = {
             code="",
         ),
         QWEN,
+        CODER,
         replace(
             QWEN,
             name="qwen3-0.6b",

@@ -249,3 +249,26 @@ def test_vllm_samples_the_adapter_with_a_seed_for_each_prompt(monkeypatch):
     assert [one.seed for one in parameters] == [7, 8, 9]
     assert {(one.max_tokens, one.temperature, one.top_p) for one in parameters} == {(5, 0.5, 0.9)}
     assert {call[2] for call in asked} == {("live", True)}
+
+
+# --- Plain transformers on a CPU ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "can, dtype", [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": False}, torch.float32), ({}, torch.float32)]
+)
+def test_frozen_weights_are_bfloat16_on_a_cpu_that_computes_it_and_lora_stays_float32(
+    tmp_path, monkeypatch, can, dtype
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+    tokenizer = train_tokenizer(["a b c"])
+    small_model(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    profile = get_profile("qwen2.5-coder-0.5b", {"policy.model": str(tmp_path)})
+    model, _ = load_policy(profile, None, None, seed=0)
+    kinds = {trained: {w.dtype for w in model.parameters() if w.requires_grad == trained} for trained in (True, False)}
+    assert kinds == {True: {torch.float32}, False: {dtype}}
+    ids = torch.tensor([[1, 2, 3]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(w.grad.isfinite().all() for w in model.parameters() if w.requires_grad)

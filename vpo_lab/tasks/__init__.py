@@ -89,6 +89,11 @@ def check_generated(name: str, path: str | None, split: str) -> None:
 _TASKS = {
     "tiny_tools": "vpo_lab.tasks.tool_calls.tiny:TinyTools",
     "toolrl": "vpo_lab.tasks.tool_calls.toolrl:ToolRL",
+    "code": "vpo_lab.tasks.code.problems:Coder",
+    "humaneval": "vpo_lab.tasks.code.problems:HumanEval",
+    "mbppplus": "vpo_lab.tasks.code.problems:MbppPlus",
+    "livecodebench": "vpo_lab.tasks.code.problems:LiveCodeBench",
+    "deepcoder": "vpo_lab.tasks.code.problems:DeepCoder",
     "maze": "vpo_lab.tasks.maze.world:MazeTask",
     "tiny_code": "vpo_lab.tasks.code.tiny:TinyCode",
     "tiny_repair": "vpo_lab.tasks.code.tiny:TinyRepair",

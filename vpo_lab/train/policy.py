@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vpo_lab.chains import join_chain
-from vpo_lab.config import Profile
+from vpo_lab.config import Policy, Profile
 from vpo_lab.errors import LabError
 from vpo_lab.processes import _quiet_libraries
 from vpo_lab.tasks import Task
@@ -79,16 +79,26 @@ def scratch_tokenizer(profile: Profile, task: Task):
     return train_tokenizer(texts)
 
 
+def _dtype(policy: Policy):
+    """Return the torch type of the weights: the profile's, but float32 on a CPU that computes bfloat16 slowly.
+
+    With LoRA these are the frozen weights; peft keeps the trained ones in float32.
+    """
+    import torch
+
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say
+    slow = policy.dtype == "bfloat16" and not (can.get("avx512_bf16") or can.get("amx_bf16"))
+    return torch.float32 if slow and not torch.cuda.is_available() else getattr(torch, policy.dtype)
+
+
 def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: int):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _quiet_libraries()
     policy = profile.policy
-    # bfloat16 kernels are slow or missing on most CPUs; a rehearsal there runs in float32.
-    dtype = getattr(torch, policy.dtype) if torch.cuda.is_available() else torch.float32
     start = policy.model if source is None or policy.lora_rank else str(source)
-    model = AutoModelForCausalLM.from_pretrained(start, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=_dtype(policy))
     if torch.cuda.is_available():  # samples are drawn before a trainer moves it there
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     tokenizer = _with_pad_and_eos(AutoTokenizer.from_pretrained(source or policy.model))

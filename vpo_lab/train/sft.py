@@ -37,7 +37,7 @@ def own_demonstrations(profile: Profile, task: Task, policy: Path, path: Path, s
     if not path.exists():
         _sample_rows(profile, task, policy, path, seed)
     samples = read_json(path)
-    return lambda row, n, rng: pack_chain(row["gold"], samples[row["id"]], n, rng)
+    return lambda row, n, rng: pack_chain(best_answer(row), samples[row["id"]], n, rng)
 
 
 def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: int) -> None:
@@ -75,6 +75,11 @@ def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: i
     wait_for_all()
 
 
+def best_answer(row: dict) -> str:
+    """Return the answer of a row that a warmup shows: "answer" where the gold is none, as with tests of a program."""
+    return row.get("answer", row["gold"])
+
+
 def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
     """Choose the distinct samples that may stand beside the gold in a chain, those with other rewards first.
 
@@ -82,14 +87,15 @@ def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
     something, and without a tag that would cut the chain in two.
     """
     texts = list(dict.fromkeys(text.strip() for text in samples))
-    best_D, *rewards_nD = task.score([row["gold"], *texts], [row] * (len(texts) + 1))
+    gold = best_answer(row)
+    best_D, *rewards_nD = task.score([gold, *texts], [row] * (len(texts) + 1))
     form = task.objectives.index("format") if "format" in task.objectives else None
     if form is not None and np.isnan(best_D[form]):  # not asked
         form = None
     known, fresh, alike = {best_D.tobytes()}, [], []
     for text, rewards_D in zip(texts, rewards_nD, strict=True):
         formed = np.nansum(rewards_D) > 0 if form is None else rewards_D[form] >= best_D[form]
-        if not text or not formed or text == row["gold"].strip() or "<answer_" in text:
+        if not text or not formed or text == gold.strip() or "<answer_" in text:
             continue
         (alike if rewards_D.tobytes() in known else fresh).append(text)
         known.add(rewards_D.tobytes())

@@ -33,7 +33,7 @@ dataclasses datetime decimal difflib encodings.ascii encodings.cp1252 encodings.
 encodings.utf_8_sig enum fractions functools graphlib hashlib heapq hmac html inspect io itertools json keyword
 linecache locale math numbers operator pickle pprint queue random re reprlib sched secrets shlex stat statistics
 string struct textwrap threading time timeit token tokenize traceback types typing unicodedata unittest urllib.parse
-uuid warnings weakref zlib _strptime
+uuid warnings weakref zlib _strptime __future__
 """.split()
 
 GRACE = 0.5  # seconds beyond the child's own timer, which an answer can switch off
