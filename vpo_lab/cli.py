@@ -56,7 +56,7 @@ def run(
     one_at_a_time: Annotated[bool, typer.Option(help="Never run two notebooks side by side.")] = False,
     max_hours: Hours = None,
 ) -> None:
-    """Run the five notebooks; started again after a kill, continue where it was."""
+    """Run the notebooks; started again after a kill, continue where it was."""
     from vpo_lab.course.notebooks import run_pipeline
     from vpo_lab.course.results import print_summary
 
@@ -150,14 +150,17 @@ def figures(
     experiment: Annotated[
         str, typer.Option(help="CSV files of an experiment, if there are any.")
     ] = "results/experiment",
+    code: Annotated[str, typer.Option(help="CSV files of an experiment on code, if there are any.")] = "results/code",
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
     """Draw the figures from saved results, without training."""
-    from vpo_lab.course.figures import draw_experiment_figures, draw_figures
+    from vpo_lab.course.figures import draw_code_figures, draw_experiment_figures, draw_figures
 
     paths = draw_figures(_path(results), _path(out))
     if _path(experiment).is_dir():
         paths += draw_experiment_figures(_path(experiment), _path(out))
+    if _path(code).is_dir():
+        paths += draw_code_figures(_path(code), _path(out))
     for path in paths:
         print(path)
 

@@ -268,7 +268,9 @@ TINY_CODE = replace(
     methods=("grpo", "vpo"),
     code="",
     sft=replace(TINY.sft, learning_rate=2e-3),
-    rl=replace(TINY.rl, steps=300, schedule="constant_with_warmup", warmup_steps=60, train_rows=1024),  # only drafts, see tasks/code/tiny.py
+    rl=replace(
+        TINY.rl, steps=300, schedule="constant_with_warmup", warmup_steps=60, train_rows=1024
+    ),  # only drafts, see tasks/code/tiny.py
     minutes="5 to 10 minutes on two CPU cores",
 )
 

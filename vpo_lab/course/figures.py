@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.course.experiment import SEEDS, VARIANTS, label, read_examples
-from vpo_lab.course.results import BASE, HEADLINE, METHODS, Tables, ablation_rows, as_summary, metrics, read, worlds
+from vpo_lab.course.results import (
+    BASE,
+    HEADLINE,
+    METHODS,
+    Tables,
+    ablation_rows,
+    as_summary,
+    metrics,
+    read,
+    solved_at,
+    worlds,
+)
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.runs import Run
+from vpo_lab.search.evolution import BUDGETS as SEARCH_BUDGETS
 from vpo_lab.search.pool import Pool
 from vpo_lab.tasks import get_task
 
@@ -177,6 +189,37 @@ def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
     sets = {name: np.array([score(text, gold) for text in answers[name]])[:, kept] for name in names}
     sets["all walks"] = front(gold)[:, kept]
     return show.winner_regions(sets, [OBJECTIVES[d].replace("_", " ") for d in kept])
+
+
+# --- The worlds of code -------------------------------------------------------
+
+SEARCHED = ("sft", "grpo", "grpo@1.5", "grpo_kl0.2", "grpo_kl0.5", "max_at_k", "best_of_set", "vpo", "vpo_search")
+
+
+def draw_code_figures(folder: Path, out: Path) -> list[Path]:
+    """Draw what the experiment on code shows: tests covered by k answers, and problems solved by a search."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    from vpo_lab import show
+
+    tables = read(folder)
+    figures: dict[str, Figure] = {}
+    for world in worlds(tables):
+        summary = as_summary(tables, world, [name for name in SEARCHED if "@" not in name])
+        if "covered" in metrics(tables, world) and summary["methods"]:
+            figures[f"{world}_covered"] = show.budget_curves(summary, "covered")
+        solved = (
+            {name: at for name, at in solved_at(tables, world).items() if name in SEARCHED}
+            if "search" in tables
+            else {}
+        )
+        if solved:
+            seeds, problems = next(iter(solved.values())).shape
+            subject = f"{world}: {seeds} training seeds, {problems} held-out requests each"
+            figures[f"{world}_search"] = show.solved_curves(solved, SEARCH_BUDGETS, subject)
+    return save_figures(figures, out)
 
 
 # --- Files --------------------------------------------------------------------

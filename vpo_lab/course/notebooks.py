@@ -353,7 +353,7 @@ def write_report(root: Path | None = None) -> list[Path]:
     """
     import nbformat
 
-    from vpo_lab.course.results import page_tables, read, update_page
+    from vpo_lab.course.results import code_tables, page_tables, read, update_page
 
     root = root or notebook_folder().parent
     source, pages = root / "results" / "report.ipynb", [root / "README.md", root / "results" / "README.md"]
@@ -367,6 +367,7 @@ def write_report(root: Path | None = None) -> list[Path]:
         notebook = as_committed(nbformat.read(job.target, as_version=4), nbformat.read(source, as_version=4))
     write_bytes(source, nbformat.writes(notebook).encode() + b"\n")
     texts = page_tables(read_json(root / "results" / "tiny" / "summary.json"), read(root / "results" / "experiment"))
+    texts |= code_tables(read(root / "results" / "code"))
     for page in pages:
         update_page(page, texts)
     return [source, *pages]

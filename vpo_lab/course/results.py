@@ -462,6 +462,13 @@ def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
     return {"run": f"{best}\n{solved}\n{title}\n\n{''.join(lines)}", **main_tables}
 
 
+def code_tables(tables: Tables) -> dict[str, str]:
+    """Return the tables of the worlds of code, by the name in the mark of a page."""
+    covered = {world: to_markdown(main(tables, world, "covered")) for world in worlds(tables)}
+    searches = {f"{world}_search": to_markdown(search(tables, world)) for world in worlds(tables)}
+    return covered | searches
+
+
 def update_page(page: Path, texts: Mapping[str, str]) -> None:
     """Write each text between the marks of its name on a Markdown page; LabError for an unknown or a missing mark."""
     old = Path(page).read_text(encoding="utf-8")

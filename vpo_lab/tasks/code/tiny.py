@@ -219,7 +219,9 @@ class TinyCode:
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
         """Return which tests each patched program passes: (n, 6). A patch that cannot be read earns nothing."""
-        return np.array([self._score(answer, row) for answer, row in zip(answers, rows, strict=True)]).reshape(-1, len(FIELDS))
+        return np.array([self._score(answer, row) for answer, row in zip(answers, rows, strict=True)]).reshape(
+            -1, len(FIELDS)
+        )
 
     def _score(self, answer: str, row: dict) -> np.ndarray:
         patch = parse_patch(answer)
