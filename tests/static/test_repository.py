@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vpo_lab.course.notebooks import small_table
-from vpo_lab.course.results import page_tables, read, update_page
+from vpo_lab.course.results import code_tables, page_tables, read, update_page
 from vpo_lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ def test_ci_runs_the_command_of_the_readme():
 
 def test_the_two_pages_show_the_committed_results(tmp_path):
     summary, tables = read_json(ROOT / "results" / "tiny" / "summary.json"), read(ROOT / "results" / "experiment")
-    texts = page_tables(summary, tables)
+    texts = page_tables(summary, tables) | code_tables(read(ROOT / "results" / "code"))
     marked = []
     for page in (ROOT / "README.md", ROOT / "results" / "README.md"):
         copy = Path(shutil.copy(page, tmp_path))

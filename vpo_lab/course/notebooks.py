@@ -367,7 +367,8 @@ def write_report(root: Path | None = None) -> list[Path]:
         notebook = as_committed(nbformat.read(job.target, as_version=4), nbformat.read(source, as_version=4))
     write_bytes(source, nbformat.writes(notebook).encode() + b"\n")
     texts = page_tables(read_json(root / "results" / "tiny" / "summary.json"), read(root / "results" / "experiment"))
-    texts |= code_tables(read(root / "results" / "code"))
+    if (root / "results" / "code" / "runs.csv").exists():
+        texts |= code_tables(read(root / "results" / "code"))
     for page in pages:
         update_page(page, texts)
     return [source, *pages]
