@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -135,16 +136,18 @@ def test_cheats_do_not_find_what_is_expected(sandbox):
     assert sandbox.call("def solve(x): return [4711, x]", "solve", list(secret)) == list(secret.values())
 
 
+# Signals are unblocked as a page says: a system call that tells, and does not crash, where no memory is.
 SCAN = """
     import ctypes, re
     mark = "PEB111111BLE"
-    def solve(x):
-        read = ctypes.CDLL(None).write  # tells, and does not crash, where no memory is
+    def solve(number):
+        call, none = ctypes.CDLL(None).syscall, ctypes.c_void_p(0)
         near = {id(mark) >> 12, ctypes.addressof(ctypes.create_string_buffer(9)) >> 12}
         pages = [p << 12 for n in near for p in range(n - 2000, n + 2000)]
-        pages = [p for p in pages if read(3, ctypes.c_void_p(p), 1) == 1]
+        pages = [p for p in pages if call(number, 1, ctypes.c_void_p(p), none, ctypes.c_long(8)) == 0]
         return sorted({m.decode() for p in pages for m in re.findall(rb"PEB(\\d+)BLE", ctypes.string_at(p, 4096))})
 """
+RT_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}
 
 
 def test_a_child_holds_nothing_of_other_answers(fork):
@@ -152,7 +155,8 @@ def test_a_child_holds_nothing_of_other_answers(fork):
     for _ in range(3):
         fork.call("def solve(x): return ['PEB222222BLE'] * x", "solve", ["[1]", "[9]"])
         fork.run("print('PEB222222BLE')", ["PEB333333BLE"])
-    assert fork.call(textwrap.dedent(SCAN), "solve", ["[1]"], seconds=20) == ['["111111"]']
+    number = json.dumps([RT_SIGPROCMASK[platform.machine()]])
+    assert fork.call(textwrap.dedent(SCAN), "solve", [number], seconds=20) == ['["111111"]']
 
 
 def test_a_child_that_dies_leaves_its_other_tests_alive(fork):
