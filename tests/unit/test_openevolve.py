@@ -121,7 +121,7 @@ def test_a_program_that_the_search_did_not_make_earns_nothing(tmp_path):
 
 def test_killed_it_leaves_no_process_and_goes_on_from_its_checkpoint(tmp_path):
     script = tmp_path / "script.py"
-    n = 10 * CHECKPOINT
+    n = 5 * CHECKPOINT
     script.write_text(
         f"import sys; sys.path[:0] = {[str(HERE.parents[n]) for n in range(3)]}\n"
         "from pathlib import Path\n"

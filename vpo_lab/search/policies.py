@@ -138,7 +138,6 @@ class Source:
         import openai
 
         settings = trained.profile.evaluation
-        client = openai.OpenAI(base_url=self.server, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=3)
 
         def ask(number: int) -> str:
             done = client.chat.completions.create(
@@ -153,7 +152,8 @@ class Source:
             return done.choices[0].message.content or ""
 
         try:
-            model = self.model or next(iter(client.models.list())).id
+            client, first = _connect(self.server)
+            model = self.model or first()
             with ThreadPoolExecutor(16) as pool:
                 return list(pool.map(ask, range(len(prompts))))
         except (openai.OpenAIError, StopIteration) as error:
@@ -161,6 +161,15 @@ class Source:
                 f"the server {self.server} did not answer ({' '.join(str(error).split())[:200]}): check address and "
                 "model, start it by `vllm serve` or `transformers serve`"
             ) from error
+
+
+@lru_cache(maxsize=1)
+def _connect(server: str):
+    """Return the client of a server, which takes long to make, and what tells the first model that it offers."""
+    import openai
+
+    client = openai.OpenAI(base_url=server, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=3)
+    return client, lru_cache(lambda: next(iter(client.models.list())).id)
 
 
 def _seed(*parts: int) -> int:
