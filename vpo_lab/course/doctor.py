@@ -38,7 +38,7 @@ def print_report(extra: str = "course") -> int:
 def checks(extra: str = "course") -> list[Row]:
     """Return rows (what, "ok" | "note" | "missing", finding and advice) for an installation with this extra."""
     python = ("Python", OK, f"{platform.python_version()} in {sys.prefix}")
-    return [python, packages(extra), _notebooks(), *_kernel(), *_gpu(extra), _disk(), _toolrl()]
+    return [python, packages(extra), _notebooks(), *_kernel(), *_gpu(extra), _disk(), _toolrl(), *_sandboxes()]
 
 
 def packages(extra: str, state: str = FAIL) -> Row:
@@ -135,3 +135,10 @@ def _toolrl() -> Row:
     if (folder / "train.parquet").exists():
         return ("ToolRL data", OK, f"cached in {folder}")
     return ("ToolRL data", WARN, "not cached: qwen3-1.7b downloads it, or pass --data FOLDER")
+
+
+def _sandboxes() -> list[Row]:
+    """Model-written code runs in one of these or not at all."""
+    from vpo_lab.tasks.code.sandbox import available
+
+    return [(f"sandbox {name}", WARN if reason else OK, reason or "works here") for name, reason in available().items()]

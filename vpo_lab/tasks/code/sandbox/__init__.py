@@ -20,9 +20,7 @@ class Sandbox(Protocol):
 
     name: str
 
-    def call(
-        self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0
-    ) -> list[str | None]:
+    def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned.
 
         `None` where it raised, took longer than `seconds`, or returned what JSON cannot hold (sets, NaN, over 64 KB).

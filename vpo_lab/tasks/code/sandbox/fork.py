@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from .workers import WorkerSandbox, problem as worker_problem
+from .workers import Workers, WorkerSandbox
 
 SERVER = Path(__file__).with_name("fork_server.py")
-GRACE = 0.5  # seconds that the server waits longer than the timer inside the child
 
 
 def command() -> list[str]:
     """Return the command line of a server: no environment, no site packages, no folder of its own to import from."""
-    return [sys.executable, "-I", "-S", "-B", str(SERVER), str(os.getpid())]
+    return [sys.executable, "-I", "-S", "-B", str(SERVER)]
 
 
 def problem() -> str:
     """Return "" if a server starts here and its locked child can do nothing that it must not, else why not."""
     if not sys.platform.startswith("linux"):
         return f"it needs Linux, this is {sys.platform}: pip install 'vpo-lab[code]' for the sandbox \"wasm\""
-    return worker_problem(command())
+    workers = Workers(command(), size=1)
+    try:
+        return workers.problem()
+    finally:
+        workers.close()
 
 
 class ForkSandbox(WorkerSandbox):
@@ -30,7 +32,7 @@ class ForkSandbox(WorkerSandbox):
     name = "fork"
 
     def __init__(self):
-        super().__init__(command(), GRACE)
+        super().__init__(command())
 
 
 SANDBOX = ForkSandbox

@@ -10,10 +10,11 @@ A job holds arguments, never an expected value, so a forged message says no more
 
 import ctypes
 import errno
+import functools
 import gc
 import importlib
-import io
 import json
+import mmap
 import os
 import platform
 import resource
@@ -35,14 +36,14 @@ string struct textwrap threading time timeit token tokenize traceback types typi
 uuid warnings weakref zlib _strptime __future__
 """.split()
 
-GRACE = 0.5  # seconds beyond the child's own timer
+GRACE = 0.5  # seconds beyond the child's own timer, which an answer can switch off
+LOOK = 0.05  # seconds between two looks at a child's clock
 LIMIT = 65_536  # bytes of one text
 MEMORY = 512 << 20
 STACK = 64 << 20
-RESULTS = 3  # the child's descriptor for what functions returned
-READY, FAILED = -1, -2  # what a child says of the answer's module, where else the number of a test stands
-HEAD = struct.Struct("<iI")  # number, bytes of text
-HEAD_OF_MESSAGE = struct.Struct("<I")
+NOTHING, READY, FAILED, FIRST = range(4)  # what a child says: of the answer's module, then FIRST + number of a test
+KIND, SIZE = struct.Struct("<I"), struct.Struct("<I")  # in front of each text
+LENGTH = struct.Struct("<I")  # in front of each message
 
 # The system calls that a running interpreter needs; all others fail with EPERM. Linux's tables, per architecture.
 ALLOWED = {
@@ -68,7 +69,7 @@ ALLOWED = {
     ),
 }  # fmt: skip
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 38, 22, 2
-libc = ctypes.CDLL(None, use_errno=True)
+prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 class Filter(ctypes.Structure):
@@ -88,40 +89,36 @@ def main() -> None:
     send({"problem": self_test()})
     gc.collect()
     gc.freeze()
-    while another_job(parent):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    me = os.getpid()
+    while os.getppid() == parent:
         pid = os.fork()
         if pid == 0:
             try:
+                end_with_parent(me)
                 supervise()
             finally:
                 os._exit(1)
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if os.getppid() != parent:  # its other children may hold our standard input open
+                return
+            signal.sigtimedwait([signal.SIGCHLD], 5)
         _, status = os.waitpid(pid, 0)
-        if status:  # perhaps in the middle of a reply
+        if status:  # no more jobs, or it died in the middle of a reply
             return
-
-
-def another_job(parent: int) -> bool:
-    """Wait for a message, and return False if there will be none."""
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    while True:
-        if os.getppid() != parent:  # its other children may hold the pipe open
-            return False
-        for _, event in poll.poll(5000):
-            return bool(event & select.POLLIN)
 
 
 def send(message: dict) -> None:
     """Write a message to standard output."""
     text = json.dumps(message).encode()
-    view = memoryview(HEAD_OF_MESSAGE.pack(len(text)) + text)
+    view = memoryview(LENGTH.pack(len(text)) + text)
     while view:
         view = view[os.write(1, view) :]
 
 
 def receive() -> dict:
     """Read a message from standard input, and not one byte more."""
-    return json.loads(exactly(*HEAD_OF_MESSAGE.unpack(exactly(HEAD_OF_MESSAGE.size))))
+    return json.loads(exactly(*LENGTH.unpack(exactly(LENGTH.size))))
 
 
 def exactly(size: int) -> bytes:
@@ -140,14 +137,14 @@ def exactly(size: int) -> bytes:
 
 def supervise() -> None:
     """Answer one job and end."""
-    end_with_parent(os.getppid())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     job = receive()
     send(run_program(job) if "stdin" in job else run_tests(job))
     os._exit(0)
 
 
-def start(target, job: dict) -> tuple[int, int]:
-    """Fork a child that runs `target(job)`; return its id and the pipe that it writes to."""
+def start(target, *arguments) -> tuple[int, int]:
+    """Fork a child that runs `target(*arguments, pipe)`; return its id and the pipe's other end."""
     supervisor = os.getpid()
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -155,30 +152,67 @@ def start(target, job: dict) -> tuple[int, int]:
         try:
             end_with_parent(supervisor)
             os.close(read_end)
-            target(job, write_end)
+            target(*arguments, write_end)
         finally:
             os._exit(1)
     os.close(write_end)
     return pid, read_end
 
 
-def pieces(pipe: int, pid: int, deadline):
-    """Yield what the child writes, until it closes the pipe (then None) or `deadline()` has passed."""
+class Clock:
+    """Tell how long a child has been at work, asleep included.
+
+    Waiting for a core is not its fault; where the system does not tell of it, this is the clock on the wall.
+    """
+
+    def __init__(self, pid: int):
+        self._files = f"/proc/{pid}/schedstat", f"/proc/{pid}/stat"
+        self._start = 0.0, 0.0
+        self.restart()
+
+    def _look(self) -> tuple[float, float, bool]:
+        now = time.monotonic()
+        try:
+            computed, waited = (int(word) / 1e9 for word in contents(self._files[0]).split()[:2])
+            # While it waits for a core, the kernel has not yet added that wait.
+            asleep = contents(self._files[1]).rpartition(b")")[2].split()[0] == b"S"
+        except (OSError, ValueError, IndexError):
+            return 0.0, now, True
+        return computed, now - waited, asleep
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._start = self._look()[:2]
+
+    def spent(self) -> float:
+        """Return the seconds since `restart`."""
+        computed, both, asleep = self._look()
+        return max(computed - self._start[0], both - self._start[1] if asleep else 0.0)
+
+
+def contents(file: str) -> bytes:
+    """Return what a small file holds."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def read(pipe: int, pid: int, late) -> bytes | None:
+    """Return what the child writes next, nothing where it has closed the pipe, None where it is `late()` before."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(0, 0)  # only to hear that nobody waits for the reply any more
     while True:
-        left = deadline() - time.monotonic()
-        if left <= 0:
-            return
-        for descriptor, _ in poll.poll(max(1, left * 1000)):
-            if descriptor == 0:
-                os.kill(pid, signal.SIGKILL)
-                os._exit(1)
-            data = os.read(pipe, LIMIT)
-            yield data or None
-            if not data:
-                return
+        heard = dict(poll.poll(LOOK * 1000))
+        if 0 in heard:
+            end(pid)
+            os._exit(1)
+        if pipe in heard:
+            return os.read(pipe, LIMIT)
+        if late():
+            return None
 
 
 def run_tests(job: dict) -> dict:
@@ -189,73 +223,77 @@ def run_tests(job: dict) -> dict:
         late: whether the child was killed in the first test that is not among the texts.
         texts: pairs (number of the test, JSON text or None), as they came.
     """
-    pause = job["seconds"] + GRACE
-    until = time.monotonic() + pause
-    pid, pipe = start(call_tests, job)
-    said, late = Said(len(job["tests"])), True
-    for data in pieces(pipe, pid, lambda: until):
-        if data is not None and said.something_new(data):
-            until = time.monotonic() + pause
-        if data is None or said.over:
-            late = False
-            break
+    # The child writes into shared memory: nobody has to wake up for each test.
+    board = mmap.mmap(-1, (len(job["tests"]) + 1) * (KIND.size + SIZE.size + LIMIT))
+    pid, pipe = start(call_tests, job, board)
+    said, clock = Said(len(job["tests"]), board), Clock(pid)
+
+    def late() -> bool:
+        spent = clock.spent()
+        if said.something_new():
+            clock.restart()
+            return False
+        return spent > job["seconds"] + GRACE
+
+    ended = read(pipe, pid, late) is not None
     end(pid)
-    return {"ready": said.ready, "late": late, "texts": list(said.texts.items())}
+    said.something_new()
+    return {"ready": said.ready, "late": not ended, "texts": list(said.texts.items())}
 
 
 class Said:
     """What a child has said of its tests. It may be lies, but no more than a function could return."""
 
-    def __init__(self, count: int):
-        self.count, self.ready, self.over = count, False, False
+    def __init__(self, count: int, board: mmap.mmap):
+        self.ready = False
         self.texts: dict[int, str | None] = {}
-        self._buffer = bytearray()
+        self._count, self._board, self._offset = count, board, 0
 
-    def something_new(self, data: bytes) -> bool:
+    def something_new(self) -> bool:
         """Read on; return True where the child got further, which earns it time for the next test."""
-        self._buffer += data
         news = False
-        while len(self._buffer) >= HEAD.size and not self.over:
-            number, size = HEAD.unpack_from(self._buffer)
-            if size <= LIMIT and len(self._buffer) < HEAD.size + size:
+        while self._offset + KIND.size + SIZE.size < len(self._board):
+            (kind,) = KIND.unpack_from(self._board, self._offset)
+            (size,) = SIZE.unpack_from(self._board, self._offset + KIND.size)
+            begin = self._offset + KIND.size + SIZE.size
+            if kind == NOTHING or begin + size > len(self._board):
                 break
-            text = bytes(self._buffer[HEAD.size : HEAD.size + size]).decode("utf-8", "replace")
-            del self._buffer[: HEAD.size + size]
-            if number == FAILED or size > LIMIT:
-                self.over = True
-            elif number == READY:
-                news, self.ready = news or not self.ready, True
-            elif 0 <= number < self.count and number not in self.texts:
-                news, self.texts[number] = True, text or None
-            self.over = self.over or len(self.texts) == self.count
+            self._offset = begin + size
+            number = kind - FIRST
+            if kind == READY and not self.ready:
+                news = self.ready = True
+            elif 0 <= number < self._count and number not in self.texts:
+                news = True
+                self.texts[number] = self._board[begin : begin + size].decode("utf-8", "replace") or None
         return news
 
 
 def run_program(job: dict) -> dict:
     """Run a program in a child and return what it printed, or None."""
-    until = time.monotonic() + job["seconds"]
     pid, pipe = start(call_program, job)
-    printed = bytearray()
-    for data in pieces(pipe, pid, lambda: until):
-        if data is None:
-            if wait(pid, until) == 0:
-                return {"printed": printed.decode("utf-8", "replace")}
-            break
+    clock, printed, status = Clock(pid), bytearray(), None
+
+    def late() -> bool:
+        return clock.spent() > job["seconds"]
+
+    while len(printed) <= LIMIT and (data := read(pipe, pid, late)) is not None:
         printed += data
-        if len(printed) > LIMIT:
+        if not data:
+            status = wait(pid, late)
             break
     end(pid)
-    return {"printed": None}
+    return {"printed": printed.decode("utf-8", "replace") if status == 0 else None}
 
 
-def wait(pid: int, until: float) -> int | None:
-    """Return the status of a child that has closed its output; None where it goes on."""
-    while time.monotonic() < until:
+def wait(pid: int, late) -> int | None:
+    """Return the status of a child that has closed its output; None where it goes on until it is `late()`."""
+    while True:
         state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if state:
             return state.si_status
-        time.sleep(0.0005)
-    return None
+        if late():
+            return None
+        time.sleep(0.001)
 
 
 def end(pid: int) -> None:
@@ -271,14 +309,13 @@ class Late(BaseException):
     """Interrupt a test; an answer's `except Exception` does not hold it."""
 
 
-def call_tests(job: dict, pipe: int) -> None:
+def call_tests(job: dict, board: mmap.mmap, pipe: int) -> None:
     """Execute the answer's module, then call its function once for each test."""
     # What is needed later is kept here: an answer may patch every module. (It gains nothing by it.)
-    loads, dumps, clock, timer, write, pack = (
-        json.loads, json.dumps, time.monotonic, signal.setitimer, os.write, HEAD.pack,
-    )  # fmt: skip
-    real, ready, failed, limit, leave = signal.ITIMER_REAL, READY, FAILED, LIMIT, os._exit
-    seconds, late = job["seconds"], Late
+    loads, dumps, clock, timer, leave = json.loads, json.dumps, time.process_time, signal.setitimer, os._exit
+    prof, limit, late, offset = signal.ITIMER_PROF, LIMIT, Late, 0
+    ready, failed, first, kind, size = READY, FAILED, FIRST, KIND, SIZE
+    seconds, tests, function = job["seconds"], job["tests"], job["function"]
 
     def raise_late(*_) -> None:
         raise late
@@ -287,26 +324,28 @@ def call_tests(job: dict, pipe: int) -> None:
         """Return what `work()` does, None where it raises or takes too long."""
         began = clock()
         try:
-            timer(real, seconds)
+            timer(prof, seconds)
             result = work()
         except MemoryError:
             leave(1)  # what fills the memory may stay: the other tests get a child of their own
         except BaseException:
             result = None
         finally:
-            timer(real, 0)
+            timer(prof, 0)
         return result if clock() - began <= seconds else None
 
-    def say(number: int, text: str = "") -> None:
+    def say(what: int, text: str = "") -> None:
+        nonlocal offset
         data = text.encode()
-        data = pack(number, len(data)) + data
-        while data:
-            data = data[write(RESULTS, data) :]
+        begin = offset + kind.size + size.size
+        board[begin : begin + len(data)] = data
+        size.pack_into(board, offset + kind.size, len(data))
+        kind.pack_into(board, offset, what)  # last: now the rest is there
+        offset = begin + len(data)
 
-    signal.signal(signal.SIGALRM, raise_late)
-    tests, function = job["tests"], job["function"]
+    signal.signal(signal.SIGPROF, raise_late)
     null = os.open(os.devnull, os.O_RDWR)
-    lock({0: null, 1: null, 2: null, RESULTS: pipe})
+    lock({0: null, 1: null, 2: null, 3: pipe})  # nothing is written to the pipe; it closes when this process ends
     space = new_module("answer")
     if within_time(lambda: execute(job["code"], space) or True) is None:
         say(failed)
@@ -314,7 +353,7 @@ def call_tests(job: dict, pipe: int) -> None:
     say(ready)
     for number, arguments in enumerate(tests):
         text = within_time(lambda: dumps(space[function](*loads(arguments)), allow_nan=False))  # noqa: B023
-        say(number, text if text and len(text) <= limit else "")
+        say(first + number, text if text and len(text) <= limit else "")
     leave(0)
 
 
@@ -352,7 +391,7 @@ def execute(code: str, space: dict) -> None:
 
 def end_with_parent(parent: int) -> None:
     """Let the kernel kill this process when its parent ends, and end now if that has happened already."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -382,6 +421,15 @@ def lock(descriptors: dict[int, int]) -> None:
 
 def deny() -> None:
     """Let the kernel refuse all system calls but ALLOWED; raises OSError where it cannot."""
+    program, _ = seccomp_filter()
+    mode, program = SECCOMP_MODE_FILTER, ctypes.byref(program)
+    if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_SET_SECCOMP, mode, program, 0, 0):
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+@functools.cache
+def seccomp_filter():
+    """Return the program that the kernel runs at each system call, and the memory in which it lies."""
     architecture, calls = ALLOWED[platform.machine()]
     numbers = sorted(calls.values())
     program = [
@@ -393,20 +441,16 @@ def deny() -> None:
         (0x06, 0, 0, 0x00050000 | errno.EPERM),
         (0x06, 0, 0, 0x7FFF0000),  # allow
     ]
-    code = b"".join(struct.pack("HBBI", *line) for line in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    prog = Filter(len(program), ctypes.cast(buffer, ctypes.c_void_p))
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(prog), 0, 0
-    ):
-        raise OSError(ctypes.get_errno(), "seccomp")
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    return Filter(len(program), ctypes.addressof(code)), code
 
 
 def self_test() -> str:
     """Try in a locked child what must fail; return "" if all did, else what is wrong here."""
     if platform.machine() not in ALLOWED:
         return f"its lock knows the system calls of {' and '.join(ALLOWED)}, this is {platform.machine()}"
-    pid, pipe = start(try_what_must_fail, {})
+    seccomp_filter()  # made once, here
+    pid, pipe = start(try_what_must_fail)
     said = b""
     while data := os.read(pipe, LIMIT):
         said += data
@@ -417,7 +461,7 @@ def self_test() -> str:
     return f"the kernel does not enforce seccomp here ({said.decode() or 'its filter was refused'})"
 
 
-def try_what_must_fail(job: dict, pipe: int) -> None:
+def try_what_must_fail(pipe: int) -> None:
     """Say `held` if this process, locked, can neither open, connect, fork nor kill; else what it could do."""
     null = os.open(os.devnull, os.O_RDWR)
     lock({0: null, 1: pipe, 2: null})

@@ -89,33 +89,36 @@ class MontySandbox:
         with self._live_pool().checkout(limits=limits, os_policy={"random_start": {"seed": 0}}) as session:
             yield session
 
-    def call(
-        self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0
-    ) -> list[str | None]:
+    def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
         answers: list[str | None] = []
+        late = -1  # the test that was late the last time
         while len(answers) < len(arguments):
             before = len(answers)
-            self._call(code, function, arguments, seconds, answers)
-            if len(answers) == before:  # the module itself fails
+            if not self._call(code, function, arguments, seconds, answers):
                 return [None] * len(arguments)
+            if len(answers) == before == late:
+                answers.append(None)
+            # Monty looks at the clock on the wall, and a machine may be busy: a late test is asked once more.
+            late = len(answers)
         return answers
 
     def _call(
         self, code: str, function: str, arguments: Sequence[str], seconds: float, answers: list[str | None]
-    ) -> None:
-        """Append answers until all are there or the session is spoilt."""
+    ) -> bool:
+        """Append answers until all are there or a test spoils the session; return whether the module runs at all."""
         if not function.isidentifier():
-            return
+            return False
         with self._session(seconds) as session:
             if not _feed(session, code + NOTHING).sound:
-                return
+                return False
             ask = f"import json as _json\n_json.dumps({function}(*_json.loads(_arguments)))"
             for text in arguments[len(answers) :]:
                 said = _feed(session, ask, inputs={"_arguments": text})
-                answers.append(plain(said.value) if isinstance(said.value, str) else None)
                 if said.spoilt:
-                    return
+                    return True
+                answers.append(plain(said.value) if isinstance(said.value, str) else None)
+        return True
 
     def run(self, code: str, stdins: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return what the program printed, for each text on standard input, which it cannot read: `input` fails."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -9,15 +10,18 @@ import signal
 import struct
 import subprocess
 import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vpo_lab.errors import LabError
 
 ATTEMPTS = 3
-START_SECONDS = 60.0  # WebAssembly is compiled once, on a slow machine for half a minute
+HANGS = 20  # times the seconds of a job
+START_SECONDS = 300.0  # WebAssembly is compiled once, on a busy machine for minutes
 OUTPUT_LIMIT = 65_536  # bytes of one returned or printed text
+LENGTH = struct.Struct("<I")  # in front of each message
 
 
 class Gone(Exception):
@@ -27,7 +31,7 @@ class Gone(Exception):
 class Worker:
     """Hold one process that reads and writes messages: four bytes of length, then JSON."""
 
-    def __init__(self, command: Sequence[str], start_seconds: float = START_SECONDS):
+    def __init__(self, command: Sequence[str]):
         self._owner = os.getpid()
         self._process = subprocess.Popen(
             command,
@@ -38,57 +42,44 @@ class Worker:
             start_new_session=True,
             bufsize=0,
         )
+
+    def ask(self, message: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the answer to a message, or the worker's first words to `None`.
+
+        Raises:
+            Gone: the process ended first. It is ended, too, where this is interrupted in the middle of a message.
+        """
         try:
-            self.problem: str = self._within(start_seconds, self._receive)["problem"]
-        except Gone:
-            self.problem = f"its process ended at the start: {' '.join(command)}"
-
-    def ask(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the answer to one message; raises `Gone`, and ends the process, where none comes in time."""
-
-        def exchange() -> dict[str, Any]:
-            text = json.dumps(job).encode()
-            self._send(struct.pack("<I", len(text)) + text)
-            return self._receive()
-
-        return self._within(seconds, exchange)
-
-    def _within(self, seconds: float, exchange: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        timer = threading.Timer(seconds, self.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            return exchange()
+            if message is not None:
+                text = json.dumps(message).encode()
+                self._write(LENGTH.pack(len(text)) + text)
+            return json.loads(self._read(*LENGTH.unpack(self._read(LENGTH.size))))
         except (OSError, ValueError, EOFError) as error:
             self.kill()
             raise Gone from error
-        except BaseException:  # an interrupt leaves half a message in the pipe
+        except BaseException:
             self.kill()
             raise
-        finally:
-            timer.cancel()
 
-    def _send(self, data: bytes) -> None:
-        stream = self._process.stdin
-        assert stream is not None
+    def _write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
         view = memoryview(data)
         while view:
-            view = view[stream.write(view) :]
-
-    def _receive(self) -> dict[str, Any]:
-        (size,) = struct.unpack("<I", self._read(4))
-        return json.loads(self._read(size))
+            view = view[self._process.stdin.write(view) :]
 
     def _read(self, size: int) -> bytes:
-        stream = self._process.stdout
-        assert stream is not None
+        assert self._process.stdout is not None
         parts = bytearray()
         while len(parts) < size:
-            part = stream.read(size - len(parts))
+            part = self._process.stdout.read(size - len(parts))
             if not part:
                 raise EOFError
             parts += part
         return bytes(parts)
+
+    def dead(self) -> bool:
+        """Return whether the process has ended."""
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         """End the process and all that it started."""
@@ -100,6 +91,7 @@ class Worker:
                     self._process.kill()
             except ProcessLookupError:
                 pass
+            self._process.wait()
 
     def close(self) -> None:
         """End the process and forget it."""
@@ -107,84 +99,106 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
-        if os.getpid() == self._owner:
-            self._process.wait()
 
 
 class Workers:
     """Hold up to `size` workers, started when threads ask for them."""
 
     def __init__(self, command: Sequence[str], size: int | None = None):
-        self._command = list(command)
-        self._size = size or cores()
+        self._command, self._size = list(command), size or cores()
         self._closed = threading.Event()
-        self._reset()
+        self._begin()
 
-    def _reset(self) -> None:
+    def _begin(self) -> None:
         self._owner = os.getpid()
         self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(self._size):
             self._idle.put(None)
-        weakref.finalize(self, _end, self._idle)
+        self._busy: dict[Worker, float] = {}
+        threading.Thread(target=_kill_late, args=(self._busy, self._closed), daemon=True).start()
+        weakref.finalize(self, _end, self._idle, self._closed)
 
     def ask(self, job: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """Return a worker's answer, or `None` where one after the other died of this job.
 
+        A worker keeps to `seconds` itself. It is killed when it seems to hang, even if the machine is very busy.
+
         Raises:
             LabError: the sandbox is closed, or no worker can be started.
         """
-        if os.getpid() != self._owner:  # after a fork the pipes belong to the other process
-            self._reset()
         for _ in range(ATTEMPTS):
-            if self._closed.is_set():
-                raise LabError("this sandbox is closed: open another with open_sandbox()")
-            idle = self._idle
-            worker, alive = idle.get(), False
-            try:
-                if worker is None:
-                    worker = self._start()
-                answer = worker.ask(job, seconds)
-                alive = not answer.get("ends")
-                return answer
-            except Gone:
-                continue
-            finally:
-                if worker is not None and (not alive or self._closed.is_set()):
-                    worker.close()
-                    worker = None
-                idle.put(worker)
+            with self._worker() as worker, contextlib.suppress(Gone):
+                return self._ask(worker, job, HANGS * (seconds + 1) + 60)
         return None
 
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        """Lend a worker, a new one where the last one was lost; wait while all are in use."""
+        if self._closed.is_set():
+            raise LabError("this sandbox is closed: open another with open_sandbox()")
+        if os.getpid() != self._owner:  # after a fork the pipes belong to the other process
+            self._begin()
+        idle = self._idle
+        worker = idle.get()
+        try:
+            worker = worker or self._start()
+            yield worker
+        finally:
+            if worker and (worker.dead() or self._closed.is_set()):
+                worker.close()
+                worker = None
+            idle.put(worker)
+
     def _start(self) -> Worker:
-        worker = Worker(self._command)
-        if worker.problem:
+        worker = Worker([*self._command, str(os.getpid())])  # it ends when this process does
+        try:
+            problem = self._ask(worker, None, START_SECONDS)["problem"]
+        except Gone:
+            problem = f"this command ended at once: {' '.join(self._command)}"
+        if problem:
             worker.close()
-            raise LabError(f"the sandbox cannot start a process: {worker.problem}")
+            raise LabError(problem)
         return worker
+
+    def _ask(self, worker: Worker, job: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+        self._busy[worker] = time.monotonic() + seconds
+        try:
+            reply = worker.ask(job)
+            if reply.get("ends"):  # it could end the program only by ending itself
+                worker.kill()
+            return reply
+        finally:
+            del self._busy[worker]
+
+    def problem(self) -> str:
+        """Return "" if a worker starts and finds all that it needs, else its reason."""
+        try:
+            with self._worker():
+                return ""
+        except LabError as error:
+            return str(error)
 
     def close(self) -> None:
         """End the workers that rest now; one that is in use ends with its answer."""
-        self._closed.set()
-        _end(self._idle)
+        _end(self._idle, self._closed)
 
 
-def _end(idle: queue.LifoQueue[Worker | None]) -> None:
-    count = idle.qsize()
-    for _ in range(count):
-        try:
-            worker = idle.get_nowait()
-        except queue.Empty:
-            break
-        if worker is not None:
-            worker.close()
-        idle.put(None)
+def _kill_late(busy: dict[Worker, float], closed: threading.Event) -> None:
+    """Kill workers that are overdue. Each keeps its own time, so this is for one that hangs as a whole."""
+    while busy or not closed.is_set():
+        time.sleep(1)
+        for worker, until in list(busy.items()):
+            if time.monotonic() > until:
+                worker.kill()
 
 
-def problem(command: Sequence[str]) -> str:
-    """Return "" if a worker starts and finds all that it needs, else its reason."""
-    worker = Worker(command)
-    worker.close()
-    return worker.problem
+def _end(idle: queue.LifoQueue[Worker | None], closed: threading.Event) -> None:
+    closed.set()
+    for _ in range(idle.qsize()):
+        with contextlib.suppress(queue.Empty):
+            if worker := idle.get_nowait():
+                worker.close()
+            idle.put(None)
 
 
 def cores() -> int:
@@ -203,13 +217,10 @@ class WorkerSandbox:
 
     name = ""
 
-    def __init__(self, command: Sequence[str], grace: float):
+    def __init__(self, command: Sequence[str]):
         self._workers = Workers(command)
-        self._grace = grace
 
-    def call(
-        self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0
-    ) -> list[str | None]:
+    def call(self, code: str, function: str, arguments: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
         tests = list(arguments)
         answers: list[str | None] = [None] * len(tests)
@@ -231,7 +242,7 @@ class WorkerSandbox:
         if not indices:
             return []
         job = {"code": code, "function": function, "tests": [tests[i] for i in indices], "seconds": seconds}
-        reply = self._workers.ask(job, (len(indices) + 1) * (seconds + self._grace) + 10)
+        reply = self._workers.ask(job, (len(indices) + 1) * seconds)
         if reply is None or not reply["ready"]:
             return []
         for position, text in reply["texts"]:
@@ -245,7 +256,7 @@ class WorkerSandbox:
         printed = []
         for stdin in stdins:
             job = {"code": code, "stdin": stdin, "seconds": seconds}
-            reply = self._workers.ask(job, seconds + self._grace + 10)
+            reply = self._workers.ask(job, seconds)
             printed.append(reply["printed"] if reply else None)
         return printed
 
