@@ -450,3 +450,12 @@ def test_the_task_of_the_profile_is_sound(mbpp, tmp_path):
     lines = gzip.decompress(data_file("humaneval.jsonl.gz").read_bytes()).decode().splitlines()
     (tmp_path / "humaneval.jsonl").write_text("\n".join(lines[:3]))
     check_task(get_task("code"), str(tmp_path))
+
+
+def test_a_search_tells_which_tests_a_parent_fails():
+    task, row = get_task("humaneval"), {"prompt": [{"role": "user", "content": "Add."}], "gold": ""}
+    parent = "So:\n```python\ndef add(a, b):\n    return a - b\n```"
+    (message,) = task.prompt(row, parent, np.array([1.0, 0.0, np.nan, 0.0]))
+    assert message["content"].startswith("Add.") and "2, 4" in message["content"]
+    assert "```python\ndef add(a, b):\n    return a - b\n```" in message["content"] and "So:" not in message["content"]
+    assert task.prompt(row, "", np.array([0.0])) == row["prompt"]

@@ -175,6 +175,18 @@ class Problems:
         """Return `n` times the data set's own solution in a fence; where it has none, the signature."""
         return [row["answer"]] * n
 
+    def prompt(self, row: dict, parent: str, rewards_D: np.ndarray) -> list[dict]:
+        """Return the request with a parent's program and the numbers of the hidden tests that it fails, for a search."""
+        (message,), program = row["prompt"], program_in(parent)
+        failing = ", ".join(str(number) for number, reward in enumerate(rewards_D, start=1) if reward == 0)
+        told = f"\n\nThis program fails hidden tests {failing}:\n\n{fenced(program)}\n\nWrite a correct one."
+        return [{**message, "content": message["content"] + (told if program else "")}]
+
+
+def fenced(program: str) -> str:
+    """Return a program in a block, as an answer holds it."""
+    return f"```python\n{program.strip()}\n```"
+
 
 def _row(problem: Problem) -> dict:
     request = problem.request
@@ -188,7 +200,7 @@ def _row(problem: Problem) -> dict:
             {"role": "user", "content": f"{request}\n\n{FUNCTION_FORMAT if problem.function else PROGRAM_FORMAT}"}
         ],
         "gold": gold_of(problem),
-        "answer": f"```python\n{(problem.solution or problem.signature or 'print()').strip()}\n```",
+        "answer": fenced(problem.solution or problem.signature or "print()"),
         "left_out": problem.left_out,
     }
 
