@@ -176,7 +176,7 @@ class Problems:
         return [row["answer"]] * n
 
     def prompt(self, row: dict, parent: str, rewards_D: np.ndarray) -> list[dict]:
-        """Return the request with a parent's program and the numbers of the hidden tests that it fails, for a search."""
+        """Return the request with a parent's program and the numbers of the hidden tests that it fails."""
         (message,), program = row["prompt"], program_in(parent)
         failing = ", ".join(str(number) for number, reward in enumerate(rewards_D, start=1) if reward == 0)
         told = f"\n\nThis program fails hidden tests {failing}:\n\n{fenced(program)}\n\nWrite a correct one."
