@@ -269,7 +269,7 @@ TINY_CODE = replace(
     code="",
     sft=replace(TINY.sft, steps=900, learning_rate=2e-3),
     # Only drafts are trained, see tasks/code/tiny.py.
-    rl=replace(TINY.rl, steps=200, schedule="constant_with_warmup", warmup_steps=40, train_rows=1024),
+    rl=replace(TINY.rl, steps=250, schedule="constant_with_warmup", warmup_steps=40, train_rows=1024),
     minutes="5 to 10 minutes on two CPU cores",
 )
 
