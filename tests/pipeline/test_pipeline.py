@@ -1,4 +1,4 @@
-"""The smoke profile through all five notebooks, offline; killed and started again; bad input."""
+"""The smoke profile through all notebooks, offline; killed and started again; bad input."""
 
 import json
 import os

@@ -40,6 +40,7 @@ WAVES = (
     ("06_code_and_search",),
 )
 
+ALONE = "06_code_and_search"  # it trains policies of its own, in a folder of its own
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 
 # What cells need beyond what a training needs.
@@ -90,7 +91,7 @@ def stages_of(profile: Profile) -> dict[str, str]:
 
 def waves_of(profile: Profile) -> list[tuple[str, ...]]:
     """Return the notebooks of a run, in waves that may run side by side; 06 only where the profile names its own."""
-    return [wave for wave in WAVES if profile.code or "06_code_and_search" not in wave]
+    return [wave for wave in WAVES if profile.code or ALONE not in wave]
 
 
 def notebook_folder() -> Path:
@@ -175,8 +176,8 @@ def check_parameters(notebook: Path, values: dict) -> None:
 
 
 def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
-    """Run the notebook of a stage that was stopped or is to grow again, and those behind it."""
-    names = list(jobs)
+    """Run the notebook of a stage that was stopped or is to grow again, and those behind it; 06 trains its own."""
+    names = [name for name in jobs if name != ALONE]
     for name, stage in ((name, run.stage(stage)) for name, stage in stages_of(profile).items()):
         if jobs[name].done and stage.stopped and not stage.has_policy():
             for later in names[names.index(name) :]:
