@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -123,6 +124,24 @@ def bench_rewards() -> list[Row]:
 
 
 # --- Imports ----------------------------------------------------------------------------------
+
+
+def bench_sandboxes() -> list[Row]:
+    """One step's answers to a coding task, 144 of them with 16 tests each, asked for from a thread per core."""
+    from vpo_lab.tasks.code.sandbox import available, open_sandbox
+
+    answers, tests = 144, [json.dumps([list(range(n, -1, -1))]) for n in range(16)]
+    rows = []
+    for backend in [name for name in ("fork", "monty") if not available()[name]]:
+        with open_sandbox(backend) as sandbox, ThreadPoolExecutor(os.cpu_count()) as threads:
+
+            def run(sandbox=sandbox, threads=threads) -> None:
+                programs = [f"def solve(x):\n    return sorted(x)[{n}:]" for n in range(answers)]
+                found = list(threads.map(lambda program: sandbox.call(program, "solve", tests), programs))
+                assert found[0][2] == "[0, 1, 2]" and all(None not in one for one in found)
+
+            rows.append(Row(f"sandbox {backend}", f"{answers} answers x 16 tests", median_seconds(run), "s"))
+    return rows
 
 
 def bench_imports() -> list[Row]:
@@ -310,7 +329,7 @@ def bench_training_step() -> list[Row]:
 
 def bench() -> list[Row]:
     """Every figure, in the order of the table. Under two minutes on one CPU core."""
-    return [*bench_scorer(), *bench_rewards(), *bench_imports(), *bench_training_step()]
+    return [*bench_scorer(), *bench_rewards(), *bench_sandboxes(), *bench_imports(), *bench_training_step()]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
-NAMES = ["01_reward_vectors", "02_sft_warmup", "03_grpo_baseline", "04_vpo_training", "05_bestk_and_pareto", "06_code_and_search"]
+NAMES = [
+    "01_reward_vectors",
+    "02_sft_warmup",
+    "03_grpo_baseline",
+    "04_vpo_training",
+    "05_bestk_and_pareto",
+    "06_code_and_search",
+]
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = {"profile": "str", "seed": "int", "run_dir": "str", "overrides": "dict"}
 REPOSITORY = "OWNER/vpo-lab"  # its public address; a fork replaces it in the notebooks and here

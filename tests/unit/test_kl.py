@@ -17,7 +17,15 @@ from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 
 LETTERS = f"{Path(__file__).parents[1] / 'letters.py'}:Letters"
-SMALL = {"task": LETTERS, "sft.steps": 30, "sft.batch_rows": 32, "sft.learning_rate": 1e-2, "rl.kl": 0.1, "rl.learning_rate": 1e-2, "rl.steps": 3}
+SMALL = {
+    "task": LETTERS,
+    "sft.steps": 30,
+    "sft.batch_rows": 32,
+    "sft.learning_rate": 1e-2,
+    "rl.kl": 0.1,
+    "rl.learning_rate": 1e-2,
+    "rl.steps": 3,
+}
 
 
 def scratch(folder: Path):

@@ -52,7 +52,9 @@ def test_all_lines_mean_the_same_in_both_pythons():
             for line in lines:
                 program = tiny.compose({field: line})
                 texts = fork.call(program, tiny.FUNCTION, list(tiny.INPUTS))
-                assert tuple(json.dumps(json.loads(text), sort_keys=True) for text in texts) == tiny.run_program(program)
+                assert tuple(json.dumps(json.loads(text), sort_keys=True) for text in texts) == tiny.run_program(
+                    program
+                )
 
 
 def test_what_one_answer_and_a_set_reach(task, row):
