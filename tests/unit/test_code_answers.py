@@ -132,3 +132,15 @@ def test_as_a_set_neither_order_nor_number_counts():
 )
 def test_printed_output(wanted, got, same):
     assert same_output(wanted, got) is same
+
+
+def test_a_long_number_with_a_wrong_end_costs_no_time():
+    began = time.process_time()
+    assert not same_output("1", "1" * 65_000 + "x") and not same_output("1", "1." * 30_000)
+    assert same_output("2.50 -.5 1e3", "2.5 -0.5 1000") and same_output("7.", "7")
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("tag, counts", [("python3.11", True), ("py", True), ("pycon", False), ("text", False)])
+def test_which_languages_count(tag, counts):
+    assert bool(program_in(f"```{tag}\nx = 1\n```")) == counts

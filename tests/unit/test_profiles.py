@@ -161,7 +161,13 @@ def test_a_setting_that_affects_results_is_told_apart_by_name(overrides):
 
 
 def test_what_does_not_affect_results_is_not():
-    changed = {"minutes": "soon", "code": "", "track": True, "policy.gpu_share": 0.9, "policy.vllm_server": "http://a:1"}
+    changed = {
+        "minutes": "soon",
+        "code": "",
+        "track": True,
+        "policy.gpu_share": 0.9,
+        "policy.vllm_server": "http://a:1",
+    }
     changed |= {"sft.micro_rows": 8, "rl.micro_rollouts": 8, "rl.checkpoint_every": 1, "evaluation.batch": 1}
     assert {"name", *changed} == set(NEUTRAL)
     before, after = get_profile("tiny"), get_profile("tiny", changed)

@@ -102,6 +102,9 @@ def test_any_python_counts_if_it_does_what_is_wanted(task):
         "name = '\0'",
         "name = (lambda: [][0])()",
         "return 1",
+        "name = ((note := 'x'), (tags := []), name.upper())[-1]",
+        "name = (tags.sort(), name.upper())[1]",
+        "name = [name.upper() for note in [1]][0]",
         "```python\nname = name.upper()\n```",
     ],
 )

@@ -13,8 +13,9 @@ import warnings
 from decimal import Decimal
 from typing import Any
 
-_PYTHON = ("", "python", "py", "python3")  # the tags of a fence that may hold Python
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,6})?")
+_PYTHON = re.compile(r"|py|python[0-9.]*")  # the tags of a fence that may hold Python
+# No two runs of digits meet in it: a long number with a wrong end would take quadratic time, in our process.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?")
 UNFENCED = 20_000  # characters of an answer without a fence that are tried as Python
 
 
@@ -34,7 +35,7 @@ def program_in(answer: str) -> str:
         if opening is not None:
             start, width, language = opening
             block = "\n".join(_without_indent(line, width) for line in lines[start + 1 : number])
-            if language in _PYTHON and block.strip():
+            if _PYTHON.fullmatch(language) and block.strip():
                 program = block
         # A tag cannot stand on a closing fence: it opens a block although the one before was not closed.
         opening = (number, indent, tag) if opening is None or tag else None

@@ -5,7 +5,7 @@ The generative model
 A program tidies a record of six fields. Each field has one step, a line of Python that sets it, with eight
 variants: 48 lines. The start is the program without steps, which returns the record as it is. A request names the
 variant that it wants of every step, in one of two wordings, in shuffled order: 8**6 different wishes. An answer is a
-patch of at most LIMIT lines; a line takes the place of its field's. Any Python will do: a patch that parses is run.
+patch of at most LIMIT lines; a line takes the place of its field's. Any Python about this field will do: it is run.
 
 Six tests are hidden. Each fills one field of the record; the other fields hold values that every variant leaves as
 they are. So three right lines pass three tests, and two such patches can pass all six: copies of the best answer cover
@@ -167,7 +167,7 @@ def parse_patch(answer: str) -> dict[str, str] | None:
 
 @lru_cache(maxsize=4096)
 def _step(line: str) -> tuple[str, str] | None:
-    """Return (field, line) of a line FIELD = EXPRESSION, else None."""
+    """Return (field, line) of a line FIELD = EXPRESSION in which no other field occurs, else None."""
     line = line.strip()
     if len(line) > LONGEST:
         return None
@@ -178,7 +178,14 @@ def _step(line: str) -> tuple[str, str] | None:
     if len(body) != 1 or not isinstance(body[0], ast.Assign) or len(body[0].targets) != 1:
         return None
     target = body[0].targets[0]
-    return (target.id, line) if isinstance(target, ast.Name) and target.id in FIELDS else None
+    if not isinstance(target, ast.Name) or target.id not in FIELDS:
+        return None
+    # A line sets its own field and no other: else one line could hold a whole program.
+    others = set(FIELDS) - {target.id}
+    for node in ast.walk(body[0]):
+        if isinstance(node, ast.NamedExpr) or (isinstance(node, ast.Name) and node.id in others):
+            return None
+    return target.id, line
 
 
 @cache
@@ -186,7 +193,7 @@ def _sandbox():
     """Open the sandbox of this process: Monty's language is enough here, and it is the fastest."""
     from vpo_lab.tasks.code.sandbox import available, open_sandbox
 
-    return open_sandbox("" if available()["monty"] else "monty")
+    return open_sandbox(None if available()["monty"] else "monty")
 
 
 @lru_cache(maxsize=50_000)
