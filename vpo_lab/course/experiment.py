@@ -44,14 +44,7 @@ SETTINGS = "settings.json"
 EXAMPLES = "examples.json"
 # The main variants are sampled at another temperature too, into pools NAME@T: cooler, as in the paper, or hotter.
 OTHER_TEMPERATURE = {world: 0.7 for world in WORLDS} | {world: 1.5 for world in CODE}
-YARDSTICKS = (
-    "sft",
-    "sft_chain",
-    "grpo",
-    "max_at_k",
-    "best_of_set",
-    "vpo_credit",
-)  # what every variant is compared with
+YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo_credit")  # what every variant is compared with
 OLD_NAMES = {  # of the kept results -> today's
     "vpo": "vpo_credit",
     "set_credit": "vpo",

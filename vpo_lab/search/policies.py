@@ -201,6 +201,7 @@ class Journal:
         if number == len(self.lines):
             self.lines.append({"asked": asked, "answers": self.draw(requests, number)})
             if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 with explain_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(self.lines[-1]) + "\n")
         return self.lines[number]["answers"]
