@@ -205,20 +205,13 @@ def draw_code_figures(folder: Path, out: Path) -> list[Path]:
     from vpo_lab import show
 
     tables = read(folder)
-    figures: dict[str, Figure] = {}
+    summary = as_summary(tables, "tiny_code", [name for name in SEARCHED if "@" not in name])
+    figures = {"tiny_code_covered": show.budget_curves(summary, "covered")}
     for world in worlds(tables):
-        summary = as_summary(tables, world, [name for name in SEARCHED if "@" not in name])
-        if "covered" in metrics(tables, world) and summary["methods"]:
-            figures[f"{world}_covered"] = show.budget_curves(summary, "covered")
-        solved = (
-            {name: at for name, at in solved_at(tables, world).items() if name in SEARCHED}
-            if "search" in tables
-            else {}
-        )
-        if solved:
-            seeds, problems = next(iter(solved.values())).shape
-            subject = f"{world}: {seeds} training seeds, {problems} held-out requests each"
-            figures[f"{world}_search"] = show.solved_curves(solved, SEARCH_BUDGETS, subject)
+        solved = {name: at for name, at in solved_at(tables, world).items() if name in SEARCHED}
+        seeds = sorted({len(solved_SN) for solved_SN in solved.values()})
+        subject = f"{world}: {' to '.join(map(str, seeds))} training seeds, 30 held-out requests each"
+        figures[f"{world}_search"] = show.solved_curves(solved, SEARCH_BUDGETS, subject)
     return save_figures(figures, out)
 
 

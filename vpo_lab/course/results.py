@@ -464,9 +464,8 @@ def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
 
 def code_tables(tables: Tables) -> dict[str, str]:
     """Return the tables of the worlds of code, by the name in the mark of a page."""
-    covered = {world: to_markdown(main(tables, world, "covered")) for world in worlds(tables)}
-    searches = {f"{world}_search": to_markdown(search(tables, world)) for world in worlds(tables)}
-    return covered | searches
+    searches = {f"{world}_search": to_markdown(search(tables, world)) for world in ("tiny_code", "tiny_repair")}
+    return {"tiny_code": to_markdown(main(tables, "tiny_code", "covered")), **searches}
 
 
 def update_page(page: Path, texts: Mapping[str, str]) -> None:
