@@ -71,10 +71,10 @@ def test_every_install_uses_a_lock_and_has_no_version_of_its_own():
 
 
 # A room: the extras whose packages its modules may import; anything else has the base alone.
-ROOMS = {"processes": ["train"], "search": ["train"], "train": ["gpu"]}
+ROOMS = {"processes": ["train"], "search": ["train", "code"], "train": ["gpu"]}
 ROOMS |= {name: ["course"] for name in ("show", "tasks", "course", "cli")}
 BROUGHT_BY = {"PIL": "matplotlib", "IPython": "ipykernel", "jupyter_client": "ipykernel"}
-BROUGHT_BY |= {"packaging": "trl", "traitlets": "anywidget"}
+BROUGHT_BY |= {"packaging": "trl", "traitlets": "anywidget", "openai": "openevolve", "pydantic_monty": "pydantic-monty"}
 
 
 def test_a_module_imports_only_what_its_extra_brings():

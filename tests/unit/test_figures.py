@@ -28,10 +28,13 @@ def test_the_committed_figures_are_those_that_are_drawn_and_best_of_set_is_where
     figures.draw_figures(SAVED / "tiny", Path())
     mine = set(kept)
     figures.draw_experiment_figures(SAVED / "experiment", Path())
+    theirs = set(kept) - mine
+    figures.draw_code_figures(SAVED / "code", Path())
     assert sorted(kept) == sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
     for name in kept.keys() - mine - {"experiment_maze_paths"}:
         texts = [text.get_text() for text in kept[name].findobj(Text)]
-        assert "best of set, credit" in texts and any("VPO, credit" in text for text in texts), name
+        credit = ", credit" * (name in theirs)
+        assert f"best of set{credit}" in texts and any(f"VPO{credit}" in text for text in texts), name
 
 
 def test_without_pools_their_figures_are_left_out(kept, tmp_path):
