@@ -173,3 +173,14 @@ def test_finished_jobs_are_not_run_again_and_a_broken_one_is_named(tmp_path, mon
     # Without its start a variant is not tried at all.
     orphans = plan(tmp_path, ["tiny"], ["m2"], [0])
     assert run_experiment(orphans, workers=2) == orphans and launched[-1] == orphans[0] and len(launched) == 2
+
+
+def test_rows_of_other_worlds_are_kept(tmp_path):
+    path = tmp_path / "runs.csv"
+    before = [{"world": "maze", "seed": 0, "best": 0.5}, {"world": "tiny", "seed": 0, "best": 0.1}]
+    experiment._write_csv(path, before, set())
+    experiment._write_csv(path, [{"world": "tiny", "seed": 1, "best": 0.25, "covered": 1}], {"tiny"})
+    assert path.read_text() == "world,seed,best,covered\nmaze,0,0.5,\ntiny,1,0.25,1\n"
+    again = path.read_bytes()
+    experiment._write_csv(path, [{"world": "tiny", "seed": 1, "best": 0.25, "covered": 1}], {"tiny"})
+    assert path.read_bytes() == again

@@ -149,3 +149,13 @@ def test_a_parent_is_patched_not_replaced():
     after = task.score(["\n".join(tiny.wanted_lines(wish)[field] for field in missing)], [row])[0]
     assert (after >= before).all() and after.sum() >= before.sum() + 3
     assert all(line in row["prompt"][0]["content"] for line in row["parent"].values())
+
+
+def test_careful_repairs_patch_what_the_parent_lacks():
+    task, rng = get_task("tiny_repair"), np.random.default_rng(0)
+    rows = task.load(None, "train")[-100:]
+    for row in rows:
+        wanted = tiny.wanted_lines(json.loads(row["gold"]))
+        lacking = {field for field, line in wanted.items() if row["parent"].get(field) != line}
+        patch = tiny.parse_patch(task.demonstrations(row, 1, rng)[0])
+        assert patch.items() <= wanted.items() and patch.keys() <= lacking and len(patch) == min(3, len(lacking))

@@ -352,7 +352,8 @@ def collect(done: list[Job], out: Path) -> list[Path]:
 
     One row per job; per job and budget; per job and logged step (means over 10 steps); and per
     variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
-    a few requests. Where policies searched: search.csv, a row per job and problem. Returns the paths.
+    a few requests. Where policies searched: search.csv, a row per job and problem. What is there already of worlds
+    that these jobs do not touch is kept. Returns the paths.
     """
     runs, budgets, curves, searches, examples = [], [], [], [], {}
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
@@ -378,17 +379,26 @@ def collect(done: list[Job], out: Path) -> list[Path]:
             for problem in read_json(study_file(job.folder, name)):
                 best = dict(zip((f"best_{budget}" for budget in SEARCH_BUDGETS), problem.pop("best"), strict=True))
                 searches.append({**key, **problem, **best})
-    write_json(out / EXAMPLES, examples)
+    mine = {job.world for job in done}
+    kept: dict = read_json(out / EXAMPLES) if (out / EXAMPLES).exists() else {}  # pyright: ignore
+    write_json(out / EXAMPLES, {world: sets for world, sets in kept.items() if world not in mine} | examples)
     tables = {"runs.csv": runs, "budgets.csv": budgets, "curves.csv.gz": curves, "intervals.csv.gz": _intervals(values)}
     tables["search.csv"] = searches
-    return [out / EXAMPLES, *(_write_csv(out / name, rows) for name, rows in tables.items() if rows)]
+    return [out / EXAMPLES, *(_write_csv(out / name, rows, mine) for name, rows in tables.items() if rows)]
 
 
-def _write_csv(path: Path, rows: list[dict]) -> Path:
-    """Write the rows, gzipped where the name ends in .gz; the same rows give the same bytes."""
+def _write_csv(path: Path, rows: list[dict], mine: set[str]) -> Path:
+    """Write the rows, after those of other worlds that the file holds; gzipped where the name ends in .gz.
+
+    The same rows give the same bytes.
+    """
     import pandas as pd
 
-    data = pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n").encode()
+    table = pd.DataFrame(rows, dtype=object)
+    if path.exists():
+        kept = pd.read_csv(path, dtype=object, keep_default_na=False)
+        table = pd.concat([kept[~kept.world.isin(mine)], table], ignore_index=True)
+    data = table.to_csv(index=False, lineterminator="\n").encode()
     write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 

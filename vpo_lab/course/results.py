@@ -464,7 +464,7 @@ def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
 
 def code_tables(tables: Tables) -> dict[str, str]:
     """Return the tables of the worlds of code, by the name in the mark of a page."""
-    searches = {f"{world}_search": to_markdown(search(tables, world)) for world in ("tiny_code", "tiny_repair")}
+    searches = {f"{world}_search": to_markdown(search(tables, world)) for world in worlds(tables)}
     return {"tiny_code": to_markdown(main(tables, "tiny_code", "covered")), **searches}
 
 

@@ -255,13 +255,18 @@ class TinyCode:
         return {}
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """Return `n` patches of LIMIT random fields, without a mistake for "Write", mostly wrong for "Draft"."""
+        """Return `n` patches of random fields: for "Write" without a mistake, for "Draft" mostly wrong.
+
+        Who writes carefully patches only what the parent lacks, where there is a parent.
+        """
         wish = json.loads(row["gold"])
         careful = row["prompt"][0]["content"].startswith("Write")
+        wanted, parent = wanted_lines(wish), row.get("parent", {})
+        lacking = [f for f, field in enumerate(FIELDS) if not careful or parent.get(field) != wanted[field]]
         answers = []
         for _ in range(n):
             lines = []
-            for f in sorted(rng.choice(len(FIELDS), size=LIMIT, replace=False)):
+            for f in sorted(rng.choice(lacking, size=min(LIMIT, len(lacking)), replace=False)):
                 right = careful or rng.random() < SKILL
                 lines.append(LINES[FIELDS[f]][wish[f] if right else rng.integers(VARIANTS)])
             answers.append("\n".join(lines))
