@@ -18,7 +18,7 @@ import pandas as pd
 
 import vpo_lab
 from vpo_lab.config import Profile, get_profile
-from vpo_lab.course.experiment import BUDGETS, OTHER_TEMPERATURE, VARIANTS, WORLDS, Job, final_entropy, renamed
+from vpo_lab.course.experiment import BUDGETS, CODE, OTHER_TEMPERATURE, VARIANTS, WORLDS, Job, final_entropy, renamed
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.metrics import METRICS, crossed_bootstrap, verdict
@@ -112,8 +112,12 @@ def as_summary(tables: Tables, world: str, variants: Sequence[str] = METHODS) ->
 
 
 def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
-    """Return a metric of every method at every budget, with the world's ceiling and the number of seeds."""
-    rows = tables["intervals"].query("world == @world and metric == @metric and minus == '' and variant in @METHODS")
+    """Return a metric of every method at every budget, with the world's ceiling and the number of seeds.
+
+    In the worlds of code of every variant, GRPO's with a price on KL among them.
+    """
+    rows = tables["intervals"].query("world == @world and metric == @metric and minus == ''")
+    rows = rows[rows.variant.isin(METHODS) | ((world in CODE) & ~rows.variant.str.contains("@"))]
     table = _wide(rows, "variant", "k")
     if metric in ceiling(world, 1):
         table.loc["ceiling"] = [f"{ceiling(world, k)[metric]:.3f}" for k in table.columns]
