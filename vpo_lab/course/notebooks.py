@@ -182,6 +182,11 @@ def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
         if jobs[name].done and stage.stopped and not stage.has_policy():
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
+    if ALONE in jobs and jobs[ALONE].done:
+        own = Run(run / "code", run.until)
+        stages = [own.stage(method) for method in get_profile(profile.code).methods]
+        if any(stage.stopped and not stage.has_policy() for stage in stages):
+            jobs[ALONE].target.unlink()
 
 
 def kernel_environment(profile: Profile, until: float | None) -> dict[str, str]:
