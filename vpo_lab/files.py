@@ -14,6 +14,13 @@ from pathlib import Path
 
 from vpo_lab.errors import LabError
 
+
+def cache_folder(name: str) -> Path:
+    """Return where downloads and computed values of one kind are kept: below VPO_LAB_CACHE, else ~/.cache/vpo_lab."""
+    root = os.environ.get("VPO_LAB_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "vpo_lab") / name
+
+
 # What safetensors and torch.save say on a full disk; neither raises an OSError.
 _FULL = ("No space left on device", "unexpected pos", "PytorchStreamWriter failed")
 
@@ -32,6 +39,12 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise LabError(f"cannot write {path} ({os.strerror(number)}): choose another folder") from error
         raise
+
+
+def append_line(path: Path, value: object) -> None:
+    """Add a value to a file of JSON lines; a kill may leave the last line cut short."""
+    with explain_full_disk(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
 
 
 def encodable(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.files import explain_full_disk, read_json, write_bytes
+from vpo_lab.files import append_line, read_json, write_bytes
 from vpo_lab.metrics import mean_reward
 from vpo_lab.search.evolution import Evolution, solved
 from vpo_lab.search.loop import Queue, child_of, messages_of, rewards_of
@@ -137,8 +137,7 @@ class Problem:
             rewards_D = rewards_of(self.task, [child], [self.row])[0]
             line |= {"text": child, "rewards": [None if np.isnan(r) else r for r in rewards_D.tolist()]}
         self._add(line)
-        with explain_full_disk(self.log), open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.log, line)
         if self.tried % CHECKPOINT == 0:
             for old in sorted((self.folder / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)[:-2]:
                 shutil.rmtree(old, ignore_errors=True)

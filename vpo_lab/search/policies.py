@@ -16,7 +16,7 @@ import numpy as np
 from vpo_lab.chains import answer_prompt, split_chain
 from vpo_lab.config import PROFILES, Profile, get_profile
 from vpo_lab.errors import LabError
-from vpo_lab.files import explain_full_disk, read_json, write_bytes
+from vpo_lab.files import append_line, read_json, write_bytes
 from vpo_lab.methods import METHODS
 from vpo_lab.runs import MANIFEST, Run, Stage
 from vpo_lab.tasks import Task, get_task
@@ -202,8 +202,7 @@ class Journal:
             self.lines.append({"asked": asked, "answers": self.draw(requests, number)})
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with explain_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(self.lines[-1]) + "\n")
+                append_line(self.path, self.lines[-1])
         return self.lines[number]["answers"]
 
     def _rewrite(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
+from vpo_lab.files import cache_folder
 from vpo_lab.processes import _quiet_libraries, rank, world_size
 from vpo_lab.tasks import Task
 from vpo_lab.train.prompts import _with_pad_and_eos, window
@@ -151,11 +152,9 @@ def set_adapter(model, source: Path | None, seed: int) -> None:
 
 def _unsloth_environment() -> None:
     """No calls home, generated code in the cache instead of the current folder, vLLM's notices off."""
-    from vpo_lab.tasks.tool_calls.toolrl import cache_folder
-
     defaults = {
         "UNSLOTH_DISABLE_STATISTICS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(cache_folder().parent / "unsloth_compiled_cache"),
+        "UNSLOTH_COMPILE_LOCATION": str(cache_folder("unsloth_compiled_cache")),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         # With more than one in sight, transformers would believe that all of them train.

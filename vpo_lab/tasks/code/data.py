@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from vpo_lab.errors import LabError
-from vpo_lab.files import read_json, write_json
-from vpo_lab.tasks.code.download import (
+from vpo_lab.files import cache_folder, read_json, write_json
+from vpo_lab.tasks.code.literals import as_json, calls_in, is_plain, like, read_assert
+from vpo_lab.tasks.download import (
     OWN_COPY,
-    cache_folder,
     fetch_file,
     fetch_from_hub,
     own_files,
     read_records,
 )
-from vpo_lab.tasks.code.literals import as_json, calls_in, is_plain, like, read_assert
 
+CACHE = "code"  # the name of its folder
 TESTS = 16  # hidden tests of a problem, at most
 TEST_BYTES = 8192  # of a test, in and out together; as the authors
 UNPACKED_BYTES = 1 << 28  # of one problem's private tests
@@ -129,7 +129,7 @@ def human_eval(path: str | None = None) -> list[Problem]:
 
     Asserts on calls that the prompt shows are no tests, unless there are no others. LabError for a wrong file.
     """
-    files = own_files(path, "humaneval") if path else [fetch_file(*HUMAN_EVAL)]
+    files = own_files(path, "humaneval") if path else [fetch_file(HUMAN_EVAL[0], cache_folder(CACHE), *HUMAN_EVAL[1:])]
     return [_human_eval(record, f"{file}, {n}") for file in files for n, record in enumerate(read_records(file), 1)]
 
 
@@ -208,7 +208,7 @@ def mbpp_plus(path: str | None, solve: Solve) -> list[Problem]:
     The data set has inputs only: what should come out is what its own solution returns, computed by `solve` once and
     kept in the cache. Asked twice, in two processes: what differs hangs on the order of a set, and is no test.
     """
-    files = own_files(path, "mbppplus") if path else [fetch_file(*MBPP_PLUS)]
+    files = own_files(path, "mbppplus") if path else [fetch_file(MBPP_PLUS[0], cache_folder(CACHE), *MBPP_PLUS[1:])]
     asked = [_mbpp_plus(record, f"{file}, {n}") for file in files for n, record in enumerate(read_records(file), 1)]
     known = _expected(asked, solve)
     problems = []
@@ -264,7 +264,7 @@ def _mbpp_plus(record: dict, where: str) -> Problem:
 def _expected(problems: list[Problem], solve: Solve) -> dict[str, list[tuple[str | None, str]]]:
     """Return for each problem what should come out of its tests, or None and why not; from the cache if it is there."""
     text = json.dumps([[p.id, p.solution, p.function, p.wrap, p.tests] for p in problems])
-    file = cache_folder() / f"mbppplus-expected-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json.gz"
+    file = cache_folder(CACHE) / f"mbppplus-expected-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json.gz"
     if not file.exists():
         write_json(
             file,
@@ -294,7 +294,7 @@ def live_code_bench(path: str | None = None, split: str = "train") -> list[Probl
     """
     # The newest file holds the whole test split: 134 MB instead of 4.5 GB.
     wanted = ["test6.jsonl"] if split == "test" else ["test*.jsonl"]
-    files = own_files(path, "test") if path else fetch_from_hub(LIVE_CODE_BENCH, wanted)
+    files = own_files(path, "test") if path else fetch_from_hub(LIVE_CODE_BENCH, wanted, cache_folder(CACHE))
     problems = []
     for file in files:
         for number, record in enumerate(read_records(file), 1):
@@ -399,7 +399,7 @@ def deep_coder(path: str | None = None, split: str = "train") -> list[Problem]:
         present = [file for part in parts for file in sorted(folder.glob(f"{part}*.parquet"))]
         files = present or own_files(path, split)
     else:
-        files = fetch_from_hub(DEEP_CODER, [f"{part}*.parquet" for part in parts])
+        files = fetch_from_hub(DEEP_CODER, [f"{part}*.parquet" for part in parts], cache_folder(CACHE))
     return [
         _deep_coder(record, f"{file}, {n}", f"deepcoder-{file.parent.name}-{file.stem.split('.')[0]}-{n}")
         for file in files

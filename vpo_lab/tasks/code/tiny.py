@@ -191,9 +191,9 @@ def _step(line: str) -> tuple[str, str] | None:
 @cache
 def _sandbox():
     """Open the sandbox of this process: Monty's language is enough here, and it is the fastest."""
-    from vpo_lab.tasks.code.sandbox import available, open_sandbox
+    from vpo_lab.tasks.code.sandbox import monty, open_sandbox
 
-    return open_sandbox(None if available()["monty"] else "monty")
+    return open_sandbox(None if monty.problem() else "monty")
 
 
 @lru_cache(maxsize=50_000)

@@ -6,7 +6,6 @@ The project ships none of them: `load` downloads them into a cache, or reads you
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -15,21 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from vpo_lab import files
 from vpo_lab.errors import LabError
 from vpo_lab.processes import print0
 from vpo_lab.tasks import each
+from vpo_lab.tasks.download import OWN_COPY, TIMEOUT_S, no_download
 from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, parse_answer, score
 from vpo_lab.tasks.tool_calls.words import MEANINGS, short_answer, title_of
 
 BASE_URL = "https://raw.githubusercontent.com/qiancheng0/ToolRL/main/dataset/rlla_4k"
-TIMEOUT_S = 30.0
 ROW_COUNTS = {"train": 3920, "test": 80}
 # Of the published test file. The hash of train.parquet is not known here: its first download is checked by its number
 # of rows, and its hash is then kept beside it for later loads.
 SHA256 = {"test": "f7f300ebe755fd04985c83e18097d5a94a08619d72809fe06128ed3f00da7554"}
 
 WANTED = "pass a parquet file in ToolRL's format"
-OWN_COPY = "pass your own copy with path= (--data on the command line)"
 
 
 class ToolRL:
@@ -155,8 +154,7 @@ def _line(error: BaseException) -> str:
 
 def cache_folder() -> Path:
     """Return where downloads are kept."""
-    root = os.environ.get("VPO_LAB_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "vpo_lab") / "toolrl"
+    return files.cache_folder("toolrl")
 
 
 def fetch(split: str) -> Path:
@@ -175,10 +173,7 @@ def fetch(split: str) -> Path:
             _check(file, split)
             record.write_text(pooch.file_hash(str(file)) + "\n")
     except (OSError, ValueError) as error:  # of the network, of the disk; another hash
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise LabError(f"the disk is full at {folder}: free some space, or set VPO_LAB_CACHE") from error
-        advice = f"check network and folder, set VPO_LAB_CACHE, or {OWN_COPY}"
-        raise LabError(f"cannot download {url} to {folder} ({_line(error)}): {advice}") from error
+        raise no_download(url, folder, error) from error
     return file
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from vpo_lab.files import cache_folder
 from vpo_lab.processes import print0
 
 from .workers import WorkerSandbox
@@ -48,9 +49,7 @@ def problem() -> str:
 
 def compiled() -> Path:
     """Return where the compiled interpreter lies, or will."""
-    from vpo_lab.tasks.tool_calls.toolrl import cache_folder
-
-    return cache_folder().parent / "wasm" / f"{SHA256[:12]}-wasmtime-{version('wasmtime')}.cwasm"
+    return cache_folder("wasm") / f"{SHA256[:12]}-wasmtime-{version('wasmtime')}.cwasm"
 
 
 class WasmSandbox(WorkerSandbox):

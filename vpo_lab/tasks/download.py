@@ -21,34 +21,27 @@ OWN_COPY = "pass your own copy with path= (--data on the command line)"
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
-def cache_folder() -> Path:
-    """Return where downloads and computed values are kept: below VPO_LAB_CACHE, else ~/.cache/vpo_lab."""
-    root = os.environ.get("VPO_LAB_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "vpo_lab") / "code"
-
-
-def fetch_file(url: str, name: str, sha256: str) -> Path:
-    """Return a published file in the cache, downloaded if it is absent or changed. LabError without it."""
+def fetch_file(url: str, folder: Path, name: str, sha256: str) -> Path:
+    """Return a published file in a folder of the cache, downloaded if it is absent or changed. LabError without it."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    folder = cache_folder()
     try:
         downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
         return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=downloader))
     except (OSError, ValueError) as error:  # of the network, of the disk; another hash
-        raise _no_download(url, folder, error) from error
+        raise no_download(url, folder, error) from error
 
 
-def fetch_from_hub(dataset: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the files of a data set on the Hugging Face hub that match the patterns, downloaded into the cache.
+def fetch_from_hub(dataset: str, patterns: Sequence[str], cache: Path) -> list[Path]:
+    """Return the files of a data set on the Hugging Face hub that match the patterns, downloaded into a cache folder.
 
     A download that was cut off goes on where it ended; the hub's checksums are compared. Once all files are there the
     hub is not asked again. LabError without them.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    folder = cache_folder() / dataset.replace("/", "--")
+    folder = cache / dataset.replace("/", "--")
     record = folder / f"complete-{hashlib.sha256(json.dumps(patterns).encode()).hexdigest()[:8]}.json"
     names: Any = read_json(record) if record.exists() else []
     if names and all((folder / name).is_file() for name in names):
@@ -62,11 +55,12 @@ def fetch_from_hub(dataset: str, patterns: Sequence[str]) -> list[Path]:
             hf_hub_download(dataset, name, repo_type="dataset", local_dir=folder)
         write_json(record, names)
     except Exception as error:  # of the hub, of its http library, of the disk: no common base
-        raise _no_download(f"{dataset} from the Hugging Face hub", folder, error) from error
+        raise no_download(f"{dataset} from the Hugging Face hub", folder, error) from error
     return [folder / name for name in names]
 
 
-def _no_download(what: str, folder: Path, error: BaseException) -> LabError:
+def no_download(what: str, folder: Path, error: BaseException) -> LabError:
+    """Return the error to raise where something cannot be downloaded to a folder."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return LabError(f"the disk is full at {folder}: free some space, or set VPO_LAB_CACHE")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
