@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -106,6 +107,7 @@ def experiment(
     from vpo_lab.course.experiment import collect, finished, plan, run_experiment
 
     jobs = plan(_path(folder), worlds or [], variants or [], seeds or [])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its trainings end with it, as after Ctrl-C
     try:
         undone = [] if collect_only else run_experiment(jobs, workers)
     except KeyboardInterrupt:

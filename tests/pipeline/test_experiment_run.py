@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 
 def start(folder, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vpo_lab.cli", "experiment", "--world", "smoke", "--seed", "0", *arguments]
@@ -32,6 +34,13 @@ def test_a_killed_experiment_goes_on_and_its_csv_files_are_complete(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)  # the trainings too
     process.wait()
+    process = start(tmp_path)
+    time.sleep(5)  # trainings have begun
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):  # none of the trainings outlives it
+        os.killpg(process.pid, 0)
     warmup = (seed / "sft" / "policy" / "model.safetensors").stat().st_mtime_ns
     finish(start(tmp_path))
     assert (seed / "sft" / "policy" / "model.safetensors").stat().st_mtime_ns == warmup

@@ -283,6 +283,8 @@ def run_experiment(jobs: list[Job], workers: int = 0) -> list[Job]:
         finally:
             for process in running.values():
                 process.terminate()
+            for process in running.values():
+                process.wait()
         live.update(board.table(running, done))
     return [job for job in jobs if job not in done]
 
