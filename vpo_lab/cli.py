@@ -46,7 +46,7 @@ def options(
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Option(help="tiny, smoke or qwen3-1.7b.")] = "tiny",
+    profile: Annotated[str, typer.Option(help="tiny, maze, tiny_code, smoke, qwen3-1.7b ...")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     run_dir: Annotated[str, typer.Option(help="Where results go; default runs/PROFILE.")] = "",
     data: Annotated[str, typer.Option(help="A parquet file or folder, instead of the task's own source.")] = "",
@@ -74,7 +74,7 @@ def run(
 @app.command()
 def train(
     stages: Annotated[list[str], typer.Argument(help="sft or methods, e.g. sft grpo vpo.")],
-    profile: Annotated[str, typer.Option(help="tiny, smoke or qwen3-1.7b.")] = "tiny",
+    profile: Annotated[str, typer.Option(help="tiny, maze, tiny_code, smoke, qwen3-1.7b ...")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     run_dir: Annotated[str, typer.Option(help="Where results go; default runs/PROFILE.")] = "",
     data: Annotated[str, typer.Option(help="A parquet file or folder, instead of the task's own source.")] = "",
@@ -95,7 +95,7 @@ def train(
 
 @app.command()
 def experiment(
-    worlds: Annotated[list[str] | None, typer.Option("--world", help="tiny or maze; default both.")] = None,
+    worlds: Annotated[list[str] | None, typer.Option("--world", help="A profile; default tiny and maze.")] = None,
     variants: Annotated[list[str] | None, typer.Option("--variant", help="A variant; default all of them.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="A seed; default 0 to 4, ablations to 2.")] = None,
     folder: Annotated[str, typer.Option(help="Where runs are kept.")] = "runs/experiment",
@@ -121,7 +121,7 @@ def experiment(
 
 @app.command()
 def evolve(
-    policy: Annotated[str, typer.Option(help="A trained policy, RUN/STAGE, e.g. runs/tiny_code/vpo.")],
+    policy: Annotated[str, typer.Option(help="A trained policy, RUN/STAGE, e.g. runs/tiny/code/vpo.")],
     problems: Annotated[int, typer.Option(help="How many test problems.")] = 20,
     iterations: Annotated[int, typer.Option(help="Candidates per problem; one iteration is one candidate.")] = 96,
     engine: Annotated[str, typer.Option(help="openevolve, or loop: the short one of this lab.")] = "openevolve",

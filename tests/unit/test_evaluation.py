@@ -235,6 +235,20 @@ def test_a_hand_made_pool_is_described_exactly():
     assert described["set_diversity"][0] == pytest.approx(1.0)
 
 
+def test_tests_that_a_request_lacks_are_left_out_of_what_is_covered():
+    rewards = np.full((2, 2, 2, 4), np.nan)
+    rewards[0, ..., :3] = [[[1, 0, 0], [0, 1, 0]], [[1, 0, 0], [1, 0, 0]]]  # three tests, two of them passed by some
+    rewards[1, ..., :1] = [[[1], [1]], [[1], [1]]]  # one test
+    tests = tuple(f"test_{i}" for i in range(1, 5))
+    pool = replace(hand_made(), rewards_NCMD=rewards, objectives=tests)
+    assert at_k(pool, "covered", 1) == pytest.approx([1 / 3, 1])
+    assert at_k(pool, "covered", 2) == pytest.approx([(2 / 3 + 1 / 3) / 2, 1])
+    assert at_k(pool, "covered", 4) == pytest.approx([2 / 3, 1])
+    described = describe(pool, (1, 4), 10)
+    assert set(described["objectives"]) == set(tests[:3])  # nobody asks for the fourth
+    assert described["k"]["4"]["covered"][0] == pytest.approx(5 / 6, abs=1e-4)
+
+
 @pytest.mark.parametrize("k, chains", [(1, 1), (2, 1), (3, 2), (4, 2)])
 def test_a_budget_pays_for_whole_chains(k, chains):
     assert describe(hand_made(), (k,), 10)["k"][str(k)]["tokens"] == 26 * chains

@@ -85,8 +85,7 @@ def _ablation(
 VARIANTS = {
     "sft": Variant("sft", worlds=WORLDS + CODE),
     "grpo": Variant("grpo", worlds=WORLDS + CODE),
-    "grpo_kl0.2": Variant("grpo", {"rl.kl": 0.2}, worlds=CODE[:1], label="GRPO, KL 0.2"),
-    "grpo_kl0.5": Variant("grpo", {"rl.kl": 0.5}, worlds=CODE[:1], label="GRPO, KL 0.5"),
+    "grpo_kl0.2": Variant("grpo", {"rl.kl": 0.2}, worlds=CODE[:1]),
     "gdpo": Variant("gdpo"),
     "maxrl": _ablation("", worlds=WORLDS, method="maxrl"),
     "max_at_k": Variant("max_at_k", worlds=WORLDS + CODE[:1]),

@@ -193,7 +193,7 @@ def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
 
 # --- The worlds of code -------------------------------------------------------
 
-SEARCHED = ("sft", "grpo", "grpo@1.5", "grpo_kl0.2", "grpo_kl0.5", "max_at_k", "best_of_set", "vpo", "vpo_search")
+SEARCHED = ("sft", "grpo", "grpo@1.5", "grpo_kl0.2", "max_at_k", "best_of_set", "vpo")
 
 
 def draw_code_figures(folder: Path, out: Path) -> list[Path]:

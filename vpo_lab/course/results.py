@@ -117,8 +117,7 @@ def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
     In the worlds of code of every variant, GRPO's with a price on KL among them.
     """
     rows = tables["intervals"].query("world == @world and metric == @metric and minus == ''")
-    rows = rows[rows.variant.isin(METHODS) | ((world in CODE) & ~rows.variant.str.contains("@"))]
-    table = _wide(rows, "variant", "k")
+    table = _wide(rows := rows[_compared(rows, world)], "variant", "k")
     if metric in ceiling(world, 1):
         table.loc["ceiling"] = [f"{ceiling(world, k)[metric]:.3f}" for k in table.columns]
     table = table.rename(columns="k = {}".format).rename_axis(METRICS[metric])
@@ -128,8 +127,13 @@ def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
 def differences(tables: Tables, world: str, metric: str, minus: str, ks: Sequence[int] = (3, 6, 24)) -> pd.DataFrame:
     """Return every method minus another on the same seeds and requests: ahead, behind or undecided, and by how much."""
     rows = tables["intervals"].query("world == @world and metric == @metric and minus == @minus and k in @ks")
-    table = _wide(rows[rows.variant.isin(METHODS)], "variant", "k", difference)
+    table = _wide(rows[_compared(rows, world)], "variant", "k", difference)
     return table.rename(columns="k = {}".format).rename_axis(f"{METRICS[metric]} minus {minus}")
+
+
+def _compared(rows: pd.DataFrame, world: str) -> pd.Series:
+    """The rows of the main comparison; in the worlds of code GRPO with a price on KL is among them."""
+    return rows.variant.isin(METHODS) | ((world in CODE) & ~rows.variant.str.contains("@"))
 
 
 def ablation_rows(tables: Tables, world: str) -> pd.DataFrame:
@@ -236,7 +240,7 @@ def search(tables: Tables, world: str) -> pd.DataFrame:
     """Return the share of problems that each policy solves in evolution within a budget, and without evolution.
 
     `control` is the last budget without evolution. `reachable` is the share of problems whose solution can be
-    reached by steps with a probability above one in a thousand per call, at any budget; a dash where that is not known.
+    reached by the steps that the policy was seen to take, in any number; a dash where that is not known.
     """
     control, rows = solved_at(tables, world, "control"), tables["search"].query("world == @world")
     table = {}

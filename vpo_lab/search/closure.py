@@ -1,4 +1,4 @@
-"""Find which programs a policy's answers can reach at all, whatever the budget: the closure of its likely steps."""
+"""Find which programs a policy can reach in any number of steps: the closure of the steps that it was seen to take."""
 
 from __future__ import annotations
 
@@ -15,31 +15,27 @@ from vpo_lab.search.evolution import solved
 from vpo_lab.search.loop import child_of, rewards_of, start_of
 from vpo_lab.tasks import Task
 
-PER_CALL = 1e-3  # steps that are rarer do not count
-
 
 @dataclass(frozen=True)
 class Closure:
-    """Say what a policy can reach on one problem by steps that are likely enough."""
+    """Say what a policy can reach on one problem by the steps that it was seen to take."""
 
     programs: int  # different ones that were reached, the start included
     solved: bool | None  # is one among them that passes everything? None: too many to tell
 
 
-def reachable(
-    task: Any, row: dict, answers: Sequence[str], *, at_least: float = PER_CALL, limit: int = 20_000
-) -> Closure:
-    """Search all programs that repeated steps reach from the start, each step with probability `at_least` per call.
+def reachable(task: Any, row: dict, answers: Sequence[str], *, at_least: float = 0.0, limit: int = 20_000) -> Closure:
+    """Search all programs that repeated steps reach from the start, each as often as needed.
 
-    `answers`: n independent answers of the policy to the row, whose shares stand for probabilities. A step's
-    probability is that of all answers that make the same child of the same parent. With n = 3 / at_least, 95% of
-    the steps that are just likely enough have been seen; one that was seen once in n = 1 / at_least counts.
+    `answers`: n independent answers of the policy to the row. Every step among them counts, unless its share is below
+    `at_least`; a step is all answers that make the same child of the same parent. A step of probability 3 / n is
+    among n answers in 95 of 100 cases. Rarer steps may be missed: at a temperature no answer is impossible.
 
     Where the task has `patch(answer)`, `lines(program)` and `solution(row)`, programs are sets of lines, {field:
-    line}, and the search is exact: it takes lines to be independent, and solves when every field has a line that
-    passes in the place of the solution's. A patch may overwrite right lines with wrong ones, so order matters, and
-    all orders are followed, the most promising programs first. Else an answer is a whole program, and one step
-    reaches all that can be reached. Raises LabError without answers.
+    line}. The search is exact where lines do not influence one another, as in the tiny world. It solves when every
+    field has a line that passes in the place of the solution's. A patch may overwrite right lines with wrong ones,
+    so order matters, and all orders are followed, the most promising programs first. Else an answer is a whole
+    program, and one step reaches all that can be reached. Raises LabError without answers.
     """
     if not answers:
         raise LabError(f"no answers to {row['id']}: sample some thousand before asking what they reach")

@@ -46,7 +46,7 @@ class Trained:
         chains = folder.name == "sft_chain"
         stage = folder.with_name("sft") if chains else folder
         if not (stage / "policy").is_dir():
-            raise LabError(f"no policy in {stage}: name a folder RUN/STAGE that is trained, such as runs/tiny/vpo")
+            raise LabError(f"no policy in {stage}: name a folder RUN/STAGE that is trained, such as runs/tiny/code/vpo")
         if (stage / "settings.json").exists():  # of an experiment: ROOT/WORLD/seed-S/VARIANT
             settings = dict(read_json(stage / "settings.json"))  # pyright: ignore
             base, method = stage.parent.parent.name, settings.pop("method")

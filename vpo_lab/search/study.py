@@ -24,7 +24,7 @@ from vpo_lab.train.prompts import load_rows, render_prompt
 from vpo_lab.train.sampling import sample
 
 PROBLEMS = 30  # the first test requests
-ANSWERS = 1008  # of each, for the closure: whole chains of 3; a step seen once is one in a thousand
+ANSWERS = 1008  # to each, for the closure: whole chains of 3
 CANDIDATES = BUDGETS[-1]
 
 

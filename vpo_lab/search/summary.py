@@ -47,8 +47,9 @@ def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
         weights_KD = dirichlet_weights(128, len(pool.objectives), seed=0)
         return chain_expected_utility_at_k(pool.rewards_NCMD, weights_KD, k)
     if metric == "covered":
-        best_DN = [chain_best_at_k(pool.rewards_NCMD[..., d], k) for d in range(len(pool.objectives))]
-        return np.nanmean(best_DN, axis=0)
+        asked_ND = ~np.isnan(pool.rewards_NCMD).any(axis=(1, 2))
+        rewards_NDCM = np.moveaxis(np.nan_to_num(pool.rewards_NCMD), 3, 1)
+        return np.average(chain_best_at_k(rewards_NDCM, k), axis=1, weights=asked_ND)
     if metric == "hypervolume":
         return _hypervolume_ratio_at_k(pool, k)
     raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
@@ -124,7 +125,11 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
             str(k): {**{m: interval(at_k(pool, m, k)) for m in reported(pool)}, "tokens": tokens_at_k(pool, k)}
             for k in budgets
         },
-        "objectives": {name: interval(_asked(flat_NnD[:, :, d])) for d, name in enumerate(pool.objectives)},
+        "objectives": {
+            name: interval(asked)
+            for d, name in enumerate(pool.objectives)
+            if len(asked := _asked(flat_NnD[:, :, d]))  # else no request asks for it
+        },
         # An answer was found for this share of the candidates: what damaged tags cost.
         "parse_rate": interval(np.array([np.mean([text != "" for text in texts]) for texts in texts_N])),
         "set_diversity": interval(reward_diversity(flat_NnD)),

@@ -40,9 +40,10 @@ def lineage(found: Sequence[int], rewards_PD: np.ndarray, steps: Sequence[str], 
         axes.text(tests + 11.4, middle, f"{np.nanmean(rewards_D):.0%}", va="center", ha="right", color=INK)
     for d in range(tests):
         axes.text(d + 0.5, -0.15, str(d + 1), ha="center", va="bottom", color=SOFT, fontsize=9)
+    axes.text(tests / 2, -0.75, "test", ha="center", va="bottom", color=SOFT, fontsize=9)
     axes.text(-0.4, -0.15, "candidate", ha="right", va="bottom", color=SOFT, fontsize=9)
     axes.text(tests + 0.4, -0.15, "what it changed in its parent", va="bottom", color=SOFT, fontsize=9)
-    axes.text(tests + 11.4, -0.15, "tests", va="bottom", ha="right", color=SOFT, fontsize=9)
+    axes.text(tests + 11.4, -0.15, "passed", va="bottom", ha="right", color=SOFT, fontsize=9)
     axes.set(xlim=(-2.2, tests + 11.6), ylim=(tops[-1] + 0.1, -1.1))
     axes.set_axis_off()
     write_subject(figure, subject)
@@ -57,7 +58,7 @@ def _cell(x: float, y: float, height: float, color: str):
 
 @styled
 def solved_curves(solved_at: Mapping[str, np.ndarray], budgets: Sequence[int], subject: str = "") -> Figure:
-    """Draw the share of problems that each policy solves within a budget of candidates.
+    """Draw the share of requests that each policy solves within a budget of candidates.
 
     solved_at: name -> (S, N) by training seed and problem, after how many candidates it was solved, infinity for
     never. The band is 95% over seeds and problems. LabError without a policy.
@@ -69,10 +70,10 @@ def solved_curves(solved_at: Mapping[str, np.ndarray], budgets: Sequence[int], s
     for name, solved_SN in solved_at.items():
         shares = [crossed_bootstrap((np.asarray(solved_SN) <= budget).astype(float)) for budget in budgets]
         ends.append(draw_band(axes, budgets, shares, name))
-    log2_axis(axes, budgets, "candidates tried for a problem (band: 95%)")
+    log2_axis(axes, budgets, "candidates tried for a request (band: 95%)")
     axes.set_xticks(budgets, [str(budget) for budget in budgets])
     axes.set_ylim(-0.03, 1.03)
-    axes.set_title("share of problems solved")
+    axes.set_title("share of requests solved")
     label_ends(axes, ends)
     write_subject(figure, subject)
     return figure

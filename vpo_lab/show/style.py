@@ -7,6 +7,7 @@ Axes: M candidates, D objectives, K weight draws, B rollouts, G rollouts of a gr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -117,16 +118,25 @@ def write_subject(figure: Figure, subject: str) -> None:
 
 
 def method_style(name: str) -> dict:
-    """Return colour, marker and line of a method, always the same. Unknown names share a small cycle."""
-    number = sum(name.encode())
-    own = (OKABE_ITO[number % len(OKABE_ITO)], "8hpHd"[number % 5], (0, (3, 1, 1, 1)))
+    """Return colour, marker and line of a method, always the same. Unknown names share a small cycle.
+
+    A method with a price on KL, or at another temperature ("grpo_kl0.2", "grpo@1.5"), has the method's colour.
+    """
+    number, base = sum(name.encode()), re.split("_kl|@", name)[0]
+    usual = METHOD_STYLE.get(base, (OKABE_ITO[number % len(OKABE_ITO)],))[0]
+    own = (usual, "8hpHd"[number % 5], (0, (3, 1, 1, 1)))
     color, marker, line = METHOD_STYLE.get(name, own)
     return {"color": color, "marker": marker, "linestyle": line}
 
 
 def method_label(name: str) -> str:
-    """Return what to call a method in a figure: its label, or its name where it has none."""
-    return METHOD_LABEL.get(name, name)
+    """Return what to call a method in a figure: its label, or its name where it has none.
+
+    "grpo_kl0.2" and "grpo@1.5" are called after the method, with the price on KL or the temperature.
+    """
+    base, at, temperature = name.partition("@")
+    base, kl, price = base.partition("_kl")
+    return METHOD_LABEL.get(base, base) + (f", KL {price}" if kl else "") + (f" at T = {temperature}" if at else "")
 
 
 def candidate_color(number: int) -> str:
