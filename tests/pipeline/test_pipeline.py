@@ -109,6 +109,15 @@ def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight
     assert results(run) == results(straight[0])
 
 
+def test_a_task_whose_requests_ask_for_different_objectives_goes_through_all_notebooks(tmp_path):
+    task = f"task={Path(__file__).parent / 'unasked.py'}:Unasked"
+    finish(start(tmp_path / "run", tmp_path / "calls.txt", "--set", task, "--set", "code=", "--set", "rl.steps=2"))
+    summary = results(tmp_path / "run")
+    for method in summary["methods"].values():
+        assert set(method["objectives"]) == {"test_1", "test_2", "test_3"}
+        assert all(0 <= figures["covered"][0] <= 1 for figures in method["k"].values())
+
+
 def test_a_parameter_that_no_notebook_declares_is_an_error(tmp_path):
     process = start(tmp_path / "run", tmp_path / "calls.txt", "-p", "sed=1")
     output, _ = process.communicate(timeout=60)
