@@ -85,7 +85,8 @@ def _table(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: l
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)}</tr>"
+    inner = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
+    return f"<tr>{inner}</tr>"
 
 
 def _number(value: float) -> str:

@@ -1,8 +1,8 @@
 """Judges that need no model: plain functions, a lexicon, a small classifier, language identification.
 
-They judge an answer alone. As stand-ins for people's taste they are poor, and each can be gamed by a word: what they are
-here for is that they run everywhere, and that they differ. The scales are the 5% and 95% quantiles of HH-RLHF's replies
-cut to 20 words (harmless-base, test), rounded; yes-or-no judges need none.
+They are poor stand-ins for people's taste, and each can be gamed by a word. They are here because they run everywhere,
+and differ. The scales are the 5% and 95% quantiles of HH-RLHF's replies cut to 18 words (harmless-base, test), rounded;
+judges of yes or no need none.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SHORT = 3  # letters: shorter words carry little, in English at least
 # What English sentences are built with, whatever they are about.
 _COMMON = frozenset(
     "about after again also been before being both but can could did does doing done down each even ever every for "
-    "from get gets getting going had has have her here him his how i'd i'll i'm i've into isn't it's its just kind like "
-    "make may might more most much must not now off one only other our out over own really same shall she should some "
-    "such than that that's the their them then there these they they're thing things this those too under until upon "
-    "very was way well were what when where which while who whom whose why will with would yes yet you you'd you'll "
-    "you're you've your".split()
+    "from get gets getting going had has have her here him his how i'd i'll i'm i've into isn't it's its just kind "
+    "like make may might more most much must not now off one only other our out over own really same shall she should "
+    "some such than that that's the their them then there these they they're thing things this those too under until "
+    "upon very was way well were what when where which while who whom whose why will with would yes yet you you'd "
+    "you'll you're you've your".split()
 )
 _REFUSAL = re.compile(
     r"\b(?:sorry|apologi[sz]e|i(?:['’]m| am) (?:not able|unable)|i (?:can['’]?t|cannot|won['’]?t|will not|"
@@ -119,11 +119,11 @@ def _identifier() -> Any:
 
 # --- The judges -------------------------------------------------------------------------------
 
-WARM = Judge("warm", each_pair(sentiment), -0.66, 0.73, "says friendly words (a lexicon's count)")
-BRIEF = Judge("brief", each_pair(brevity), -20.0, -3.0, "is short: 3 words or fewer are worth 1, 20 are worth 0")
-DETAILED = Judge("detailed", each_pair(detail), 0.0, 10.0, "adds words of content: 10 are worth 1")
+WARM = Judge("warm", each_pair(sentiment), -0.61, 0.7, "says friendly words (a lexicon's count)")
+BRIEF = Judge("brief", each_pair(brevity), -18.0, -3.0, "is short: 3 words or fewer are worth 1, 18 are worth 0")
+DETAILED = Judge("detailed", each_pair(detail), 1.0, 9.0, "adds words of content: 9 different ones are worth 1")
 ASKS_BACK = Judge("asks_back", each_pair(asks), 0.0, 1.0, "ends with a question of its own")
-CLEAN = Judge("clean", cleanness, 0.59, 1.0, "holds no offensive words (a linear classifier)")
+CLEAN = Judge("clean", cleanness, 0.6, 1.0, "holds no offensive words (a linear classifier)")
 NO_REFUSAL = Judge("no_refusal", each_pair(complies), 0.0, 1.0, "does not say sorry, cannot or will not")
 
 SHORT_REPLIES = (WARM, BRIEF, DETAILED, ASKS_BACK)  # the default: small correlations, and one conflict

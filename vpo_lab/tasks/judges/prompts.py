@@ -60,7 +60,11 @@ def hh_rlhf(path: str | None = None) -> list[Request]:
     two replies, the chosen one first; of a longer one only the first reply answers the request. LabError for a wrong
     file or download.
     """
-    files = _own(path, "harmless-base", "hh_harmless") if path else [fetch_file(HH_RLHF[0], cache_folder(CACHE), *HH_RLHF[1:])]
+    files = (
+        _own(path, "harmless-base", "hh_harmless")
+        if path
+        else [fetch_file(HH_RLHF[0], cache_folder(CACHE), *HH_RLHF[1:])]
+    )
     return _merged(_dialogue(record, where) for record, where in _records(files))
 
 
@@ -95,9 +99,7 @@ def ultra_feedback(path: str | None = None) -> list[Request]:
     LabError for a wrong file or download.
     """
     files = _own(path, "") if path else fetch_from_hub(ULTRA_FEEDBACK, ["*.jsonl"], cache_folder(CACHE))
-    return _merged(
-        (_text(record, "instruction", where), _rated(record, where)) for record, where in _records(files)
-    )
+    return _merged((_text(record, "instruction", where), _rated(record, where)) for record, where in _records(files))
 
 
 def _rated(record: dict, where: str) -> list[str]:

@@ -14,7 +14,15 @@ import numpy as np
 WORDS = 18  # of a reply; with its tags in a chain it stays below 40 tokens
 BRIEF_WORDS = 5
 
-_BRIEF = ("It depends.", "I'm not sure.", "Hard to say.", "Maybe.", "Not that I know.", "Perhaps not.", "Good question.")
+_BRIEF = (
+    "It depends.",
+    "I'm not sure.",
+    "Hard to say.",
+    "Maybe.",
+    "Not that I know.",
+    "Perhaps not.",
+    "Good question.",
+)
 _WARM = (
     "Thank you for telling me, my friend!",
     "I care about you, so please stay safe.",

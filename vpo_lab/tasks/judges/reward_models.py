@@ -9,15 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.tasks.judges.judge import KNOWN, Judge
-
-if TYPE_CHECKING:
-    import torch
 
 # RLHFlow/ArmoRM-Llama3-8B-v0.1 (licence llama3, about 16 GB in bfloat16), its 19 outputs in their order.
 ARMO_RM = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
@@ -129,21 +126,21 @@ class RewardModel:
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
         except ImportError as error:
-            raise LabError(f"reward model {self.model} needs the package {error.name!r}: install the extra train") from error
+            raise LabError(
+                f"reward model {self.model} needs the package {error.name!r}: install the extra train"
+            ) from error
 
         place = {"revision": self.revision, "trust_remote_code": self.own_code}
         device = self._device(torch)
         dtype = self.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.model, **place)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype=getattr(torch, dtype), **place
-            )
+            model = AutoModelForSequenceClassification.from_pretrained(self.model, dtype=getattr(torch, dtype), **place)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise LabError(
-                f"cannot load the reward model {self.model} ({reason}): check name and network, name a local folder, or "
-                "allow its own code (own_code=True)"
+                f"cannot load the reward model {self.model} ({reason}): check name and network, name a local folder, "
+                "or allow its own code (own_code=True)"
             ) from error
         if not tokenizer.chat_template:
             raise LabError(f"reward model {self.model} has no chat template: choose one for dialogues")

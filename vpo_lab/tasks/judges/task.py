@@ -66,7 +66,10 @@ class Judges:
 
     def _row(self, request: Request) -> dict:
         form = f"a reply of at most {self.words} words" if self.words else "a reply in plain text"
-        prompt = [{"role": "user", "content": f"{request.text}\n\nOutput format: {form}."}]
+        prompt = [
+            {"role": "system", "content": f"Output format: {form}."},  # short: every rollout reads it
+            {"role": "user", "content": request.text},
+        ]
         answer = request.replies[0] if request.replies else ""
         return {
             "id": f"request-{request.digest}",
