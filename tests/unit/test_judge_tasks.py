@@ -180,8 +180,8 @@ def test_the_default_task_is_sound_on_real_requests(capsys):
 
 def test_a_task_with_a_judge_that_fails_is_still_sound(invented, capsys):
     def fails(prompts, answers):
-        if "" in answers:
-            raise ValueError("empty")
+        if "no answer" in answers:
+            raise ValueError("cannot read this")
         return [len(answer) if "tool" not in answer else None for answer in answers]
 
     class Flawed(Plain):

@@ -229,6 +229,17 @@ def test_a_scale_is_the_quantiles_of_reference_answers():
         Panel([judge_of(each_pair(length), low=None)]).score(["p"], ["a"])
 
 
+def test_an_empty_answer_earns_nothing_and_is_no_loss():
+    def scores(prompts, answers):
+        assert all(answers)
+        return [10.0] * len(answers)
+
+    panel = Panel([judge_of(scores), judge_of(lambda prompts, answers: None, "broken"), STEADY])
+    rewards = panel.score(["p", "p"], ["", "good"])
+    assert rewards[:, 0].tolist() == [0, 1] and rewards[:, 2].tolist() == [0, 0.5]
+    assert np.isnan(rewards[:, 1]).all() and not panel.lost["length"]
+
+
 def test_judges_need_names_of_their_own():
     for judges in ([], [STEADY, STEADY]):
         with pytest.raises(LabError, match="name"):

@@ -1,4 +1,4 @@
-"""Reward models as judges, with small random models: one pass for all heads, no padding in the numbers, no false turns."""
+"""Reward models as judges, with small random ones: a pass for all heads, numbers without padding, no false turns."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,9 @@ def test_heads_of_one_model_share_a_pass_and_pairs_are_judged_once(five_heads, m
     assert sorted(passes) == [1, 3]
     raw = model.score(PROMPTS, ANSWERS)
     assert raw.shape == (4, 5) and sum(passes) == 4
-    assert np.allclose(rewards[:4], np.clip((raw[:, [4, 0]] + 1) / 2, 0, 1)) and np.array_equal(rewards[:4], rewards[4:])
+    assert np.allclose(rewards[:4], np.clip((raw[:, [4, 0]] + 1) / 2, 0, 1)) and np.array_equal(
+        rewards[:4], rewards[4:]
+    )
 
 
 def test_a_batch_gives_what_each_pair_gets_alone(five_heads):

@@ -63,7 +63,8 @@ def fit_scale(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> J
     What it cannot judge is left out. LabError if it judges none of them, or gives nearly all the same number.
     """
     panel = Panel([replace(judge, low=0.0, high=1.0)])
-    raw = [number for number in panel.ask(judge, list(zip(prompts, answers, strict=True))).values() if number == number]
+    asked = panel.ask(judge, list(zip(prompts, answers, strict=True)))
+    raw = [number for number in asked.values() if np.isfinite(number)]
     if not raw:
         why = "; ".join(panel.lost[judge.name]) or "no reference answers"
         raise LabError(f"judge {judge.name!r} judges none of {len(answers)} reference answers ({why}): correct it")
@@ -83,9 +84,10 @@ class Panel:
     """Ask judges for reward vectors. Equal pairs are judged once: a small policy often repeats itself.
 
     A judge may fail. An answer that a working judge cannot judge (it raises, hangs, gives None, NaN or no number)
-    earns 0 from it. If the judge does not work at all, all answers to these prompts get NaN from it, so that nobody
-    gains or loses by it; after PATIENCE such calls in a row it is given up. Each loss is counted in `lost`,
-    {judge: {reason: count}}, and printed: the first, the tenth, the hundredth ...
+    earns 0 from it, as an empty answer does, which no judge is asked about. If the judge does not work at all, all
+    answers to these prompts get NaN from it, so that nobody gains or loses by it; after PATIENCE such calls in a row it
+    is given up. Each loss is counted in `lost`, {judge: {reason: count}}, and printed: the first, the tenth, the
+    hundredth ...
     """
 
     def __init__(self, judges: Sequence[Judge]):
@@ -115,16 +117,18 @@ class Panel:
         if low is None or high is None or low == high:
             raise LabError(f"judge {judge.name!r} has no scale (low {low}, high {high}): set both, or load the prompts")
         known = self._known[judge.name]
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
-        raw = {pair: known[pair] for pair in pairs if pair in known} | self.ask(judge, new)
+        blank = {pair: np.nan for pair in pairs if not pair[1].strip()}  # no answer: nobody need judge it
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in known and pair not in blank]
+        raw = blank | {pair: known[pair] for pair in pairs if pair in known} | self.ask(judge, new)
         if len(known) + len(new) > KNOWN:
             known.clear()
         known.update((pair, raw[pair]) for pair in new[:KNOWN] if pair in raw)
         unjudged = {prompt for prompt, answer in pairs if (prompt, answer) not in raw}
-        worth = {pair: min(1.0, max(0.0, (number - low) / (high - low))) for pair, number in raw.items()}
-        return [
-            np.nan if pair[0] in unjudged else 0.0 if raw[pair] != raw[pair] else worth[pair] for pair in pairs
-        ]  # raw NaN: this answer cannot be judged
+        worth = {  # a raw NaN: this answer cannot be judged
+            pair: 0.0 if np.isnan(number) else min(1.0, max(0.0, (number - low) / (high - low)))
+            for pair, number in raw.items()
+        }
+        return [np.nan if pair[0] in unjudged else worth[pair] for pair in pairs]
 
     def ask(self, judge: Judge, pairs: Sequence[Pair]) -> dict[Pair, float]:
         """Return a judge's raw numbers; NaN for a pair that it cannot judge, no entry where it does not work.
@@ -193,15 +197,17 @@ def _numbers(scores: Any, n: int) -> list[tuple[float, str]]:
     if isinstance(scores, str | bytes) or not hasattr(scores, "__len__") or len(scores) != n:
         size = f"{len(scores)} numbers" if hasattr(scores, "__len__") else type(scores).__name__
         raise ValueError(f"{size} for {n} answers")
-    checked = []
-    for score in scores:
-        try:
-            number = np.nan if isinstance(score, str | bytes) else float(score)
-        except (TypeError, ValueError):
-            number = np.nan
-        odd = "" if np.isfinite(number) else f"{score!r}"[:40] if score is None or isinstance(score, float) else ""
-        checked.append((number if np.isfinite(number) else np.nan, odd or ("" if np.isfinite(number) else "no number")))
-    return checked
+    return [_number(score) for score in scores]
+
+
+def _number(score: Any) -> tuple[float, str]:
+    try:
+        number = np.nan if isinstance(score, str | bytes) else float(score)
+    except (TypeError, ValueError):
+        number = np.nan
+    if np.isfinite(number):
+        return number, ""
+    return np.nan, str(score) if score is None or isinstance(score, float) else "no number"
 
 
 def _describe(error: BaseException) -> str:

@@ -145,15 +145,14 @@ class Judges:
 
 
 class HelpSteer2(Judges):
-    """HelpSteer2's prompts; the judges are those of short replies. A subclass may take reward models."""
+    """Offer HelpSteer2's prompts. A subclass may take reward models as judges, and `words = 0`."""
 
     name = "helpsteer2"
     source: Source = staticmethod(help_steer_2)
 
 
 class UltraFeedback(Judges):
-    """UltraFeedback's prompts, replies of any length, and heads of ArmoRM as judges: what the paper's authors used."""
+    """Offer UltraFeedback's prompts. A subclass may take reward models as judges, and `words = 0`."""
 
     name = "ultrafeedback"
     source: Source = staticmethod(ultra_feedback)
-    words = 0
