@@ -133,7 +133,8 @@ class Panel:
     def ask(self, judge: Judge, pairs: Sequence[Pair]) -> dict[Pair, float]:
         """Return a judge's raw numbers; NaN for a pair that it cannot judge, no entry where it does not work.
 
-        A batch that fails is halved, until only the pair that it fails for is lost.
+        A batch that fails is halved, one that takes too long is taken apart, until only the pair that it fails for is
+        lost.
         """
         if not pairs or self._failed[judge.name] >= PATIENCE:
             return {}
@@ -147,21 +148,28 @@ class Panel:
                 numbers = _numbers(_within(judge.seconds, judge.scores, part), len(part))
             except LabError:
                 raise  # of the settings: a package is missing
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 wasted += monotonic() - began
                 reason = _describe(error)
-                works = works or bool(found) or _works(judge)
+                works = works or _works(judge)
                 if not works or wasted > 2 * PATIENCE * judge.seconds:
                     broken = reason
-                elif len(part) > 1:
-                    parts += [part[len(part) // 2 :], part[: len(part) // 2]]
-                else:
+                elif len(part) == 1:
                     found[part[0]], reasons[part[0]] = np.nan, reason
+                elif isinstance(error, TimeoutError):
+                    parts += [[pair] for pair in reversed(part)]
+                else:
+                    parts += [part[len(part) // 2 :], part[: len(part) // 2]]
                 continue
             for pair, (number, reason) in zip(part, numbers, strict=True):
                 found[pair] = number
+                works = works or not reason
                 if reason:
                     reasons[pair] = reason
+        if not broken and not works and not _works(judge):
+            broken = next(iter(reasons.values()))
+        if broken and not works:  # what it gave says nothing about the answers
+            found, reasons = {}, {}
         lost = Counter(reasons.values())
         if broken:
             lost[broken] += len(pairs) - len(found)
@@ -187,7 +195,7 @@ class Panel:
 def _works(judge: Judge) -> bool:
     try:
         ((_, reason),) = _numbers(_within(judge.seconds, judge.scores, [PROBE]), 1)
-    except Exception:
+    except (Exception, SystemExit):
         return False
     return not reason
 
