@@ -330,6 +330,36 @@ CODER = Profile(
     minutes="an estimated 1-2 hours on one GPU of 16 GB, days on two CPU cores; not yet run to its end",
 )
 
+SMOLLM = Profile(
+    name="smollm2-135m",
+    task="judges",
+    policy=Policy(
+        backend="transformers",
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        lora_rank=16,
+        lora_alpha=32,
+        dtype="bfloat16",
+        max_prompt_tokens=160,
+        max_answer_tokens=40,
+    ),
+    # Chains are whole after 20 steps of 4 rows at 1e-3 already; the rest is for replies that differ and fit.
+    sft=SFT(steps=100, batch_rows=8, learning_rate=5e-4),
+    rl=RL(
+        steps=100,
+        rollouts=16,
+        group_size=4,
+        learning_rate=1e-4,
+        micro_rollouts=8,
+        temperature=0.8,
+        warmup_steps=5,
+        max_grad_norm=0.5,
+        checkpoint_every=5,
+    ),
+    evaluation=Evaluation(requests=60, temperature=0.8, batch=72),
+    methods=("grpo", "best_of_set", "vpo"),
+    minutes="about 2 hours for each method on one quiet CPU core",
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -357,6 +387,7 @@ PROFILES = {
         ),
         QWEN,
         CODER,
+        SMOLLM,
         replace(
             QWEN,
             name="qwen3-0.6b",

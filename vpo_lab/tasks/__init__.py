@@ -98,6 +98,9 @@ _TASKS = {
     "tiny_code": "vpo_lab.tasks.code.tiny:TinyCode",
     "tiny_repair": "vpo_lab.tasks.code.tiny:TinyRepair",
     "maze_9x9": "vpo_lab.tasks.maze.world:MazeTask9x9",
+    "judges": "vpo_lab.tasks.judges.task:Judges",
+    "helpsteer2": "vpo_lab.tasks.judges.task:HelpSteer2",
+    "ultrafeedback": "vpo_lab.tasks.judges.task:UltraFeedback",
 }
 
 

@@ -1,4 +1,4 @@
-"""Check once, before a run, that a task is sound."""
+"""Check once, before a run, that a task is sound, and whether its objectives differ."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 
 from vpo_lab.errors import LabError
+from vpo_lab.metrics import objective_collinearity
+from vpo_lab.processes import print0
 from vpo_lab.tasks import Task, describe
 
 ROUNDING = 1e-9  # a reward may lie so far outside [0, 1]: a mean of ones can be 1.0000000000000002
 ROWS = 8  # how many rows of a split are answered and scored
+COLLINEAR, CLOSE = 0.8, 0.5  # mean correlation of objectives: above these VPO gains little, and less
+SAMPLED = 200  # rows whose demonstrations are compared, where a task has no reference answers
 _METHODS = ("score", "load", "demonstrations")
 _MEMBERS = ("name", "objectives", *_METHODS)
 
@@ -20,7 +24,8 @@ def check_task(task: Task, path: str | None = None) -> None:
 
     `path` is what `load` is given. Checked: the members of `Task`, unique row ids, n texts for n
     demonstrations, one reward vector per answer in [0, 1] or NaN, NaN for the same objectives in every
-    answer to a row, and that a batch scores as its answers do one by one.
+    answer to a row, and that a batch scores as its answers do one by one. If the task has reference answers, a line
+    says how its objectives correlate on them.
     """
     missing = [member for member in _MEMBERS if getattr(task, member, None) is None]
     missing += [method for method in _METHODS if not callable(getattr(task, method, callable))]
@@ -36,6 +41,42 @@ def check_task(task: Task, path: str | None = None) -> None:
         _check_rows(task, rows, split)
         for row in rows[:ROWS]:
             _check_answers(task, row)
+    if hasattr(task, "references"):
+        print0(collinearity(task, path)[1])
+
+
+def collinearity(task: Task, path: str | None = None) -> tuple[np.ndarray, str]:
+    """Return how the objectives correlate before anything is trained: (D, D), and what that means in a line.
+
+    Measured on the task's `references(path)`, (answers, rows), else on three demonstrations of SAMPLED train rows.
+    LabError if there are fewer than two answers.
+    """
+    if (references := getattr(task, "references", None)) is not None:
+        answers, rows = references(path)
+    else:
+        rng, sampled = np.random.default_rng(0), task.load(path, "train")[:SAMPLED]
+        pairs = [(answer, row) for row in sampled for answer in task.demonstrations(row, 3, rng)]
+        answers, rows = [answer for answer, _ in pairs], [row for _, row in pairs]
+    correlation_DD = objective_collinearity(task.score(answers, rows))
+    return correlation_DD, f"{task.name}, {len(answers)} answers: {_verdict(task.objectives, correlation_DD)}"
+
+
+def _verdict(names: tuple[str, ...], correlation_DD: np.ndarray) -> str:
+    first_P, second_P = np.triu_indices(len(names), 1)
+    values_P = correlation_DD[first_P, second_P]
+    constant = [name for name, row in zip(names, correlation_DD, strict=True) if np.isnan(row).sum() == len(names) - 1]
+    if not np.isfinite(values_P).any():
+        return "one objective that varies: there is no vector, use grpo"
+    mean, top = float(np.nanmean(values_P)), int(np.nanargmax(values_P))
+    pair = f"{names[first_P[top]]} and {names[second_P[top]]}"
+    said = f"mean correlation of the objectives {mean:.2f}, largest {values_P[top]:.2f} ({pair})"
+    if mean > COLLINEAR:
+        said += ": collinear, one number under several names; use grpo"
+    elif values_P[top] > COLLINEAR:
+        said += ": these two are collinear, drop one"
+    else:
+        said += ": close, expect little of a vector" if mean > CLOSE else ": they differ"
+    return said + (f"; {', '.join(constant)} never varies, drop it" if constant and len(names) > 1 else "")
 
 
 def _check_rows(task: Task, rows: Any, split: str) -> None:
