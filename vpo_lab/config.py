@@ -273,6 +273,18 @@ TINY_CODE = replace(
     minutes="5 to 10 minutes on two CPU cores",
 )
 
+TINY_HOPS = replace(
+    TINY,
+    name="tiny_hops",
+    task="tiny_hops",
+    methods=("grpo", "vpo"),
+    code="",
+    sft=replace(TINY.sft, steps=900, learning_rate=2e-3),
+    minutes="5 to 10 minutes on two CPU cores",
+)
+
+TINY_CHAIN = replace(TINY_HOPS, name="tiny_chain", task="tiny_chain")
+
 QWEN = Profile(
     name="qwen3-1.7b",
     task="toolrl",
@@ -347,6 +359,8 @@ PROFILES = {
         ),
         TINY_CODE,
         replace(TINY_CODE, name="tiny_repair", task="tiny_repair"),
+        TINY_HOPS,
+        TINY_CHAIN,
         replace(
             SMOKE,
             name="smoke_code",

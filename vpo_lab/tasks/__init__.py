@@ -97,6 +97,8 @@ _TASKS = {
     "maze": "vpo_lab.tasks.maze.world:MazeTask",
     "tiny_code": "vpo_lab.tasks.code.tiny:TinyCode",
     "tiny_repair": "vpo_lab.tasks.code.tiny:TinyRepair",
+    "tiny_hops": "vpo_lab.tasks.musique.tiny:TinyHops",
+    "tiny_chain": "vpo_lab.tasks.eureqa.tiny:TinyChain",
     "maze_9x9": "vpo_lab.tasks.maze.world:MazeTask9x9",
 }
 

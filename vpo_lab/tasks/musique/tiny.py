@@ -1,0 +1,236 @@
+"""Questions over eight facts that the prompt shows, with words that can be read in two ways: the world `tiny_hops`.
+
+The generative model
+--------------------
+A prompt holds eight numbered facts about people and places, and a question: where to start and two or three words,
+each a step to the next name. Most words have two readings ("Place": works at, or lives at), a few have one. In every
+question two words have two readings, so four paths through the facts are possible, and all of them are in the prompt.
+Which one is meant is drawn from a hidden distribution: a probability for each asker ("a Doctor", "a Tourist" ...) and
+word. A policy can learn it from rewards only.
+
+An answer is a path: a line for each hop, the number of a fact and the name that it leads to ("③ Mill"). It is scored
+as MuSiQue is: hop i is 1 if the fact of that step is cited, in any order, and the last name has to be right. A
+question with two hops does not ask for the third (NaN). As many facts are cited as the question has hops, so a path
+is the usual best; to cite both readings of one step and none of another is allowed, too, and `ceiling` reckons with it.
+
+The warmup sees whole paths with readings at random: it teaches how to look up facts and nothing about askers.
+
+WORLD_SEED fixes the distribution and the rows, so every run has the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, product
+
+import numpy as np
+
+from vpo_lab.tasks import check_generated, each
+from vpo_lab.tasks.cover import best_cover, subsets, top_share
+
+WORLD_SEED = 20261127
+ROWS = {"test": 200, "train": 4096}
+LABELS = "①②③④⑤⑥⑦⑧"  # of the facts: one token each
+FACTS = len(LABELS)
+HOPS = 3  # of a question, at most
+MEANINGS = {
+    "hop_1": "cites the fact of the first step",
+    "hop_2": "cites the fact of the second step",
+    "hop_3": "cites the fact of the third step, if there is one",
+    "answer": "ends with the right name",
+}
+
+PEOPLE = tuple("Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Lukas".split())
+PLACES = tuple("Mill Dock Barn Tower Bridge Market Harbour Castle Library Station Garden Chapel".split())
+ASKERS = tuple("Doctor Tourist Postman Lawyer".split())
+# word -> its readings; the first group leads from a person to a place, the second from a place to a person
+WORDS = (
+    {"Place": ("works at", "lives at"), "Haunt": ("eats at", "sings at"), "Origin": ("was born at",)},
+    {"Head": ("is owned by", "is run by"), "Guest": ("is praised by", "is painted by"), "Founder": ("was built by",)},
+)
+_STEP = re.compile(f"([{LABELS}]) ([A-Z][a-z]+)")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold a question: its facts as (name, relation, name), and the paths of its readings."""
+
+    asker: str
+    start: str
+    words: tuple[str, ...]
+    facts: tuple[tuple[str, str, str], ...]
+    paths: tuple[tuple[int, ...], ...]  # facts, one per hop
+    probabilities: tuple[float, ...]  # of the paths
+
+    def text(self) -> str:
+        """Return what a prompt shows."""
+        facts = "".join(f"\n{label} {' '.join(fact)}" for label, fact in zip(LABELS, self.facts, strict=True))
+        return f"A {self.asker} asks: {self.start}, {', '.join(self.words)}{facts}"
+
+    def answer(self, path: Sequence[int]) -> str:
+        """Return a path as an answer, a line "③ Mill" for each hop."""
+        return "\n".join(f"{LABELS[fact]} {self.facts[fact][2]}" for fact in path)
+
+
+@lru_cache
+def readings() -> dict[tuple[str, str], tuple[float, ...]]:
+    """Return the hidden distribution: (asker, word) -> the probability of each reading."""
+    rng = np.random.default_rng(WORLD_SEED)
+    found: dict[tuple[str, str], tuple[float, ...]] = {}
+    for asker, words in product(ASKERS, WORDS):
+        for word, ways in words.items():
+            usual = float(rng.uniform(0.6, 0.85))
+            pair = (usual, 1 - usual)[:: int(rng.choice([1, -1]))]
+            found[asker, word] = pair if len(ways) == 2 else (1.0,)
+    return found
+
+
+def draw_question(rng: np.random.Generator) -> Question:
+    """Draw a question of two hops or three: in either two words have two readings."""
+    hops, first = int(rng.integers(2, HOPS + 1)), int(rng.integers(2))  # first: what the start is
+    clear = int(rng.integers(2)) if hops == HOPS else None  # the hop whose word has one reading; not the last
+    names = [list(rng.permutation(PEOPLE)), list(rng.permutation(PLACES))]
+    words = [
+        str(rng.choice([w for w, ways in WORDS[(first + hop) % 2].items() if (len(ways) == 1) == (hop == clear)]))
+        for hop in range(hops)
+    ]
+    start = str(names[first].pop())
+    facts: list[tuple[str, str, str]] = []
+    paths: dict[tuple[int, ...], tuple[str, int]] = {(): (start, 0)}  # facts so far -> where they lead
+    for hop, word in enumerate(words):
+        longer = {}
+        for path, (name, _) in paths.items():
+            for way in WORDS[(first + hop) % 2][word]:
+                facts.append((name, way, str(names[(first + hop + 1) % 2].pop())))
+                longer[*path, len(facts) - 1] = (facts[-1][2], 0)
+        paths = longer
+    while len(facts) < FACTS:  # beside the paths: of the same names, with words that are not asked
+        name = str(rng.choice([start, *(fact[2] for fact in facts[:2])]))
+        side = int(name in PLACES)
+        way = str(rng.choice([way for word, ways in WORDS[side].items() if word not in words for way in ways]))
+        if all((name, way) != fact[:2] for fact in facts):
+            facts.append((name, way, str(names[1 - side].pop())))
+    asker = str(rng.choice(ASKERS))
+    shares = [readings()[asker, word] for word in words]
+    place = np.argsort(rng.permutation(FACTS)).tolist()  # of each fact, in the prompt
+    return Question(
+        asker,
+        start,
+        tuple(words),
+        tuple(fact for _, fact in sorted(zip(place, facts, strict=True))),
+        tuple(tuple(place[fact] for fact in path) for path in paths),
+        tuple(float(np.prod(chosen)) for chosen in product(*shares)),
+    )
+
+
+@lru_cache
+def questions(split: str) -> tuple[tuple[Question, int], ...]:
+    """Return (question, which path is meant) of a split; all texts are distinct."""
+    rng = np.random.default_rng([WORLD_SEED, 1])
+    seen, found = set(), {}
+    for name, count in ROWS.items():
+        found[name] = []
+        while len(found[name]) < count:
+            question = draw_question(rng)
+            if question.text() not in seen:
+                seen.add(question.text())
+                meant = int(rng.choice(len(question.paths), p=question.probabilities))
+                found[name].append((question, meant))
+    return tuple(found[split])
+
+
+def parse_path(answer: str) -> tuple[list[int], str] | None:
+    """Return the facts and the last name of an answer, lines such as "③ Mill"; None for any other text."""
+    steps = [_STEP.fullmatch(step) for step in answer.strip().split("\n", HOPS)]
+    if None in steps:
+        return None
+    found = [step for step in steps if step is not None]
+    return [LABELS.index(step[1]) for step in found], found[-1][2]
+
+
+def score(answer: str, gold: str) -> np.ndarray:
+    """Return (4,): for each hop whether its fact is cited, NaN for a hop that is not asked; is the last name right.
+
+    An answer with more steps than the question has hops, or that is no path, earns 0.
+    """
+    wanted = json.loads(gold)
+    hops = wanted["hops"]
+    rewards_D = np.full(HOPS + 1, np.nan)
+    rewards_D[: len(hops)] = rewards_D[-1] = 0.0
+    parsed = parse_path(answer)
+    if parsed is None or len(parsed[0]) > len(hops):
+        return rewards_D
+    cited, name = parsed
+    rewards_D[: len(hops)] = [fact in cited for fact in hops]
+    rewards_D[-1] = name == wanted["answer"]
+    return rewards_D
+
+
+@lru_cache
+def ceiling(k: int) -> dict[str, float]:
+    """Return what no set of k answers can beat, as means over the test questions, in [0, 1].
+
+    Known is the hidden distribution, not what was meant. "best": the mean of the asked objectives; "pass": all of them
+    are 1; "covered": the share of them that one of the k answers earns. Exact, over all answers. LabError for k < 1.
+    """
+    values = np.array([_ceiling(question, k) for question, _ in questions("test")])
+    return dict(zip(("best", "pass", "covered"), values.mean(axis=0).tolist(), strict=True))
+
+
+def _ceiling(question: Question, k: int) -> tuple[float, float, float]:
+    hops, probabilities_G = len(question.words), np.array(question.probabilities)
+    sets_SG = subsets(len(question.paths)) * probabilities_G
+    paths_GH = np.array(question.paths)
+    # What is cited and the last name are chosen apart. Names that end no path are worth nothing.
+    cited_CG = np.array(
+        [np.isin(paths_GH, cited).sum(axis=1) for cited in combinations(range(FACTS), min(hops, FACTS))]
+    )
+    ends = [question.facts[path[-1]][2] for path in question.paths]
+    named_EG = np.array([[end == name for end in ends] for name in dict.fromkeys(ends)])
+    worth_S = (sets_SG @ cited_CG.T).max(axis=1) + (sets_SG @ named_EG.T).max(axis=1)
+    best = float(best_cover(worth_S[None], k)[0])
+    together = combinations(range(FACTS), min(hops * k, FACTS))
+    covered = max(float(np.isin(paths_GH, cited).sum(axis=1) @ probabilities_G) for cited in together)
+    names = top_share((named_EG @ probabilities_G)[None], k)[0]
+    asked = hops + 1
+    return best / asked, float(top_share(probabilities_G[None], k)[0]), float(covered + names) / asked
+
+
+class TinyHops:
+    """Offer the questions as a task. A row's gold is JSON: {"hops": [facts], "answer": name}."""
+
+    name = "tiny_hops"
+    objectives = tuple(MEANINGS)
+    meanings = MEANINGS
+    about = "Words have two readings, and who asks decides which is meant. One path is one reading."
+    ceiling = staticmethod(ceiling)
+    score = staticmethod(each(score))
+
+    def load(self, path: str | None = None, split: str = "train") -> list[dict]:
+        """Return 4,096 train or 200 test rows, the same on every machine. LabError for a path or another split."""
+        check_generated(self.name, path, split)
+        return [
+            {
+                "id": f"{self.name}-{split}-{number}",
+                "prompt": [{"role": "user", "content": question.text()}],
+                "gold": json.dumps(
+                    {
+                        "hops": question.paths[meant],
+                        "answer": question.facts[question.paths[meant][-1]][2],
+                    }
+                ),
+            }
+            for number, (question, meant) in enumerate(questions(split))
+        ]
+
+    def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
+        """Return `n` paths of readings at random, distinct up to four, in the order of their facts."""
+        split, number = row["id"].split("-")[1:]
+        question, _ = questions(split)[int(number)]
+        order = rng.permutation(len(question.paths)).tolist()
+        chosen = sorted((order * n)[:n], key=lambda path: question.paths[path])
+        return [question.answer(question.paths[path]) for path in chosen]
