@@ -2,16 +2,17 @@
 
 The generative model
 --------------------
-A prompt holds eight numbered facts about people and places, and a question: where to start and two or three words,
-each a step to the next name. Most words have two readings ("Place": works at, or lives at), a few have one. In every
-question two words have two readings, so four paths through the facts are possible, and all of them are in the prompt.
-Which one is meant is drawn from a hidden distribution: a probability for each asker ("a Doctor", "a Tourist" ...) and
-word. A policy can learn it from rewards only.
+A prompt holds eight facts about people and places, each with a number before the name that it leads to, and a question:
+where to start and two or three words, each a step to the next name. Most words have two readings ("Place": works at, or
+lives at), a few have one. In every question two words have two readings, so four paths through the facts are possible,
+and all of them are in the prompt. Which one is meant is drawn from a hidden distribution: a probability for each asker
+("a Doctor", "a Tourist" ...) and word. A policy can learn it from rewards only.
 
-An answer is a path: a line for each hop, the number of a fact and the name that it leads to ("③ Mill"). It is scored
-as MuSiQue is: hop i is 1 if the fact of that step is cited, in any order, and the last name has to be right. A
-question with two hops does not ask for the third (NaN). As many facts are cited as the question has hops, so a path
-is the usual best; to cite both readings of one step and none of another is allowed, too, and `ceiling` reckons with it.
+An answer quotes the facts of a path in one sentence, "Jonas works at ⑥ Market was built by ② David": so it says what it
+cites, and every next token can be looked up by the two before it. It is scored as MuSiQue is: hop i is 1 if the fact of
+that step is cited, in any order, and the last name has to be right. A question with two hops does not ask for the third
+(NaN). An answer may cite as many facts as the question has hops, so a path is the usual best; to cite both readings of
+one step and none of another is allowed, too, and `ceiling` reckons with it.
 
 The warmup sees whole paths with readings at random: it teaches how to look up facts and nothing about askers.
 
@@ -52,7 +53,8 @@ WORDS = (
     {"Place": ("works at", "lives at"), "Haunt": ("eats at", "sings at"), "Origin": ("was born at",)},
     {"Head": ("is owned by", "is run by"), "Guest": ("is praised by", "is painted by"), "Founder": ("was built by",)},
 )
-_STEP = re.compile(f"([{LABELS}]) ([A-Z][a-z]+)")
+_PATH = re.compile(f"[A-Z][a-z]+(?: [a-z ]+ [{LABELS}] [A-Z][a-z]+){{1,{HOPS}}}")
+_LONGEST = 200  # characters of a path
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,17 @@ class Question:
 
     def text(self) -> str:
         """Return what a prompt shows."""
-        facts = "".join(f"\n{label} {' '.join(fact)}" for label, fact in zip(LABELS, self.facts, strict=True))
+        facts = "".join(f"\n{fact[0]}{self.quote(i)}" for i, fact in enumerate(self.facts))
         return f"A {self.asker} asks: {self.start}, {', '.join(self.words)}{facts}"
 
+    def quote(self, fact: int) -> str:
+        """Return a fact without the name that it begins with."""
+        _, relation, name = self.facts[fact]
+        return f" {relation} {LABELS[fact]} {name}"
+
     def answer(self, path: Sequence[int]) -> str:
-        """Return a path as an answer, a line "③ Mill" for each hop."""
-        return "\n".join(f"{LABELS[fact]} {self.facts[fact][2]}" for fact in path)
+        """Return a path as an answer, from where the question starts."""
+        return self.start + "".join(map(self.quote, path))
 
 
 @lru_cache
@@ -144,12 +151,11 @@ def questions(split: str) -> tuple[tuple[Question, int], ...]:
 
 
 def parse_path(answer: str) -> tuple[list[int], str] | None:
-    """Return the facts and the last name of an answer, lines such as "③ Mill"; None for any other text."""
-    steps = [_STEP.fullmatch(step) for step in answer.strip().split("\n", HOPS)]
-    if None in steps:
+    """Return the facts that an answer cites and its last name; None if it is no sentence of one to three facts."""
+    text = answer.strip()
+    if len(text) > _LONGEST or not _PATH.fullmatch(text):
         return None
-    found = [step for step in steps if step is not None]
-    return [LABELS.index(step[1]) for step in found], found[-1][2]
+    return [LABELS.index(letter) for letter in text if letter in LABELS], text.rpartition(" ")[2]
 
 
 def score(answer: str, gold: str) -> np.ndarray:
