@@ -273,17 +273,18 @@ TINY_CODE = replace(
     minutes="5 to 10 minutes on two CPU cores",
 )
 
-TINY_HOPS = replace(
+TINY_CHAIN = replace(
     TINY,
-    name="tiny_hops",
-    task="tiny_hops",
+    name="tiny_chain",
+    task="tiny_chain",
     methods=("grpo", "vpo"),
     code="",
-    sft=replace(TINY.sft, steps=900, learning_rate=2e-3),
+    sft=replace(TINY.sft, steps=400, learning_rate=2e-3),
+    rl=replace(TINY.rl, steps=200, schedule="constant_with_warmup", warmup_steps=20),
     minutes="5 to 10 minutes on two CPU cores",
 )
 
-TINY_CHAIN = replace(TINY_HOPS, name="tiny_chain", task="tiny_chain")
+TINY_HOPS = replace(TINY_CHAIN, name="tiny_hops", task="tiny_hops", sft=replace(TINY_CHAIN.sft, steps=900, batch_rows=32))
 
 QWEN = Profile(
     name="qwen3-1.7b",

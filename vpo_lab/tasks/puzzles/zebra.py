@@ -96,8 +96,7 @@ def draw_puzzle(rng: np.random.Generator) -> Puzzle:
     houses, kinds = SIZES[rng.integers(len(SIZES))]
     table = tuple(tuple(rng.choice(v, houses, replace=False).tolist()) for v in list(VALUES.values())[:kinds])
     clues = _true_clues(houses, kinds)
-    # Seldom "house 2" or "is not": too direct, or too weak.
-    late = rng.random(len(clues)) + [{"house": 0.6, "without": 0.3}.get(clue.form, 0.0) for clue in clues]
+    late = rng.random(len(clues)) + [0.3 * (clue.form == "without") for clue in clues]  # seldom "is not": weak
     order = [clues[i] for i in np.argsort(late)]
     fits = [_fits(clue, houses, kinds) for clue in order]
     so_far = [np.ones([math.factorial(houses)] * kinds, dtype=bool)]
