@@ -284,7 +284,9 @@ TINY_CHAIN = replace(
     minutes="5 to 10 minutes on two CPU cores",
 )
 
-TINY_HOPS = replace(TINY_CHAIN, name="tiny_hops", task="tiny_hops", sft=replace(TINY_CHAIN.sft, steps=900, batch_rows=32))
+TINY_HOPS = replace(
+    TINY_CHAIN, name="tiny_hops", task="tiny_hops", sft=replace(TINY_CHAIN.sft, steps=900, batch_rows=32)
+)
 
 QWEN = Profile(
     name="qwen3-1.7b",

@@ -129,12 +129,13 @@ def test_each_zebra_puzzle_has_one_solution_and_needs_every_clue():
         missed = [marks.index(False) for marks in met if len(marks) == len(clues) and marks.count(False) == 1]
         assert sum(all(marks) for marks in met) == 1
         assert set(missed) == set(range(len(clues)))  # without any clue another arrangement would fit
-        words |= {word for clue in clues for word in ("is not", "left", "beside", "first house", "in house") if word in clue}
-    assert len(words) == 5
+        known = ("is not", "is the", "left", "beside", "first house", "in house")
+        words |= {word for clue in clues for word in known if word in clue}
+    assert len(words) == 6
 
 
 def test_each_place_of_the_table_counts_alone():
-    gold = json.dumps({"house_1_person": "Anna", "house_1_drink": "tea", "house_2_person": "Boris", "house_2_drink": "milk"})
+    gold = {"house_1_person": "Anna", "house_1_drink": "tea", "house_2_person": "Boris", "house_2_drink": "milk"}
     for answer, right in {
         "House 1: Anna, tea\nHouse 2: Boris, milk": [1, 1, 1, 1],
         "house 2: MILK, Boris\nHouse 1: Anna": [1, 0, 1, 1],
@@ -142,11 +143,13 @@ def test_each_place_of_the_table_counts_alone():
         "House 1: Boris, tea\nHouse 1: Anna, tea": [0, 1, 0, 0],
         "": [0, 0, 0, 0],
     }.items():
-        rewards_D = zebra.score(answer, gold)
+        rewards_D = zebra.score(answer, json.dumps(gold))
         assert rewards_D[~np.isnan(rewards_D)].tolist() == right and np.isnan(rewards_D).sum() == 12
 
 
-@pytest.mark.parametrize("text", ["House 1: " + "," * 2_000_000, "Anna:" * 400_000, "a:b\n" * 400_000, "\ud800: \0"])
+@pytest.mark.parametrize(
+    "text", ["House 1: " + "," * 10**6, "Anna:" * 10**5, "a:b\n" * 10**5, "\ud800: \0"], ids=range(4)
+)
 def test_any_text_scores_in_bounded_time(task, text):
     row, started = task.load(None, "test")[0], time.process_time()
     assert not np.nansum(task.score([text], [row])) and time.process_time() - started < 4

@@ -68,9 +68,7 @@ def test_the_ceilings_are_those_of_an_enumeration():
         names = {question.facts[path[-1]][2] for path in question.paths}
         # All that answers can earn: (answers, golds, objectives).
         vectors = {
-            tuple(
-                (*(fact in cited for fact in path), name == question.facts[path[-1]][2]) for path in question.paths
-            )
+            tuple((*(fact in cited for fact in path), name == question.facts[path[-1]][2]) for path in question.paths)
             for cited, name in product(combinations(range(tiny.FACTS), hops), names)
         }
         rewards_AGD = np.array(sorted(vectors), dtype=float)

@@ -21,14 +21,13 @@ WORLD_SEED fixes table, distribution and rows, so every run has the same.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
 import numpy as np
 
+from vpo_lab.show.explorer import one_line
 from vpo_lab.tasks import check_generated, each
 from vpo_lab.tasks.cover import best_cover, subsets, top_share
 
@@ -102,7 +101,8 @@ def draw_request(rng: np.random.Generator) -> Request:
     kinds = rng.choice(list(KINDS), size=STEPS).tolist()
     for step in rng.choice(STEPS, size=OPEN, replace=False):
         kinds[step] = ANY
-    return Request(NAMES[rng.integers(len(NAMES))], tuple(zip(rng.choice(RELATIONS, STEPS).tolist(), kinds, strict=True)))
+    start, relations = NAMES[rng.integers(len(NAMES))], rng.choice(RELATIONS, STEPS).tolist()
+    return Request(start, tuple(zip(relations, kinds, strict=True)))
 
 
 @lru_cache
@@ -188,3 +188,7 @@ class TinyChain:
         chains = list(request.chains())
         order = rng.permutation(len(chains)).tolist()
         return [chains[chain] for chain in sorted((order * n)[:n])]
+
+    def title(self, row: dict) -> str:
+        """Return the request of a row and the chain that is meant, in one line."""
+        return one_line(f"{row['prompt'][0]['content']} (meant: {row['gold']})")

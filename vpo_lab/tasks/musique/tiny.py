@@ -30,6 +30,7 @@ from itertools import combinations, product
 
 import numpy as np
 
+from vpo_lab.show.explorer import one_line
 from vpo_lab.tasks import check_generated, each
 from vpo_lab.tasks.cover import best_cover, subsets, top_share
 
@@ -207,7 +208,7 @@ def _ceiling(question: Question, k: int) -> tuple[float, float, float]:
 
 
 class TinyHops:
-    """Offer the questions as a task. A row's gold is JSON: {"hops": [facts], "answer": name}."""
+    """Offer the questions as a task. A row's gold is JSON: {"hops": [facts], "answer": name}; `answer`, the path."""
 
     name = "tiny_hops"
     objectives = tuple(MEANINGS)
@@ -219,19 +220,14 @@ class TinyHops:
     def load(self, path: str | None = None, split: str = "train") -> list[dict]:
         """Return 4,096 train or 200 test rows, the same on every machine. LabError for a path or another split."""
         check_generated(self.name, path, split)
-        return [
-            {
-                "id": f"{self.name}-{split}-{number}",
-                "prompt": [{"role": "user", "content": question.text()}],
-                "gold": json.dumps(
-                    {
-                        "hops": question.paths[meant],
-                        "answer": question.facts[question.paths[meant][-1]][2],
-                    }
-                ),
-            }
-            for number, (question, meant) in enumerate(questions(split))
-        ]
+        rows = []
+        for number, (question, meant) in enumerate(questions(split)):
+            path = question.paths[meant]
+            gold = {"hops": path, "answer": question.facts[path[-1]][2]}
+            rows.append({"id": f"{self.name}-{split}-{number}", "gold": json.dumps(gold)})
+            rows[-1]["prompt"] = [{"role": "user", "content": question.text()}]
+            rows[-1]["answer"] = question.answer(path)
+        return rows
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
         """Return `n` paths of readings at random, distinct up to four, in the order of their facts."""
@@ -240,3 +236,7 @@ class TinyHops:
         order = rng.permutation(len(question.paths)).tolist()
         chosen = sorted((order * n)[:n], key=lambda path: question.paths[path])
         return [question.answer(question.paths[path]) for path in chosen]
+
+    def title(self, row: dict) -> str:
+        """Return the question of a row and the path that is meant, in one line."""
+        return one_line(f"{row['prompt'][0]['content'].splitlines()[0]} (meant: {row['answer']})")

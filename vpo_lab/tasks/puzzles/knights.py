@@ -1,8 +1,8 @@
 """Knights, who always tell the truth, and knaves, who always lie: logic that needs no knowledge and no download.
 
-Three to five people each say one sentence about themselves and others. There is exactly one way in which all fits: every
-sentence of a knight is true and every one of a knave is false; all 2**n ways are tried. An objective per person: is it
-said rightly what they are. Puzzles with fewer people do not ask for the rest (NaN). Who guesses is right in half.
+Three to five people each say one sentence about themselves and others. Every sentence of a knight is true and every one
+of a knave is false. Exactly one assignment fits; all 2**n are tried. There is an objective per person: does the answer
+say what they are? Puzzles with fewer people do not ask for the rest (NaN). A guess is right in half of the cases.
 
 PUZZLE_SEED fixes the puzzles. No puzzle of the train split is in the test split, under other names either.
 """
