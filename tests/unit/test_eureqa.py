@@ -3,6 +3,8 @@
 import json
 import random
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,3 +129,33 @@ def test_wrong_files_say_what_is_wrong(tmp_path):
         path.write_text(json.dumps([bad]))
         with pytest.raises(LabError, match=f"{number}.json, 1"):
             task.load(str(path), "test")
+
+
+def test_the_pinned_commit_is_downloaded_once(folder, tmp_path, monkeypatch):
+    """The hub takes whole hashes only: the short one is looked up in the history."""
+    hub = pytest.importorskip("huggingface_hub")
+    published, asked = Path(folder), []
+    known = ["c045317" + "0" * 33, "61636e3" + "0" * 33]
+
+    class Hub:
+        def list_repo_commits(self, dataset, repo_type):
+            return [SimpleNamespace(commit_id=commit) for commit in known]
+
+        def list_repo_files(self, dataset, repo_type, revision):
+            assert revision == known[0]
+            return ["README.md", *(str(file.relative_to(published)) for file in published.rglob("*.parquet"))]
+
+    def download(dataset, name, repo_type, revision, local_dir):
+        asked.append((dataset, name, revision))
+        (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (local_dir / name).write_bytes((published / name).read_bytes())
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setenv("VPO_LAB_CACHE", str(tmp_path))
+    task = get_task("eureqa")
+    assert len(task.load(None, "test")) == 11 and task.load(None, "test") == task.load(folder, "test")
+    assert asked == [("vincentleebang/EUREQA", "data/questions_hard_5-00000-of-00001.parquet", known[0])]
+    known[0] = "ffff"
+    with pytest.raises(LabError, match="c045317"):
+        task.load(None, "questions_hard_3")

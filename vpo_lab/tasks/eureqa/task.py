@@ -7,6 +7,7 @@ project ships no row of it, and you should not pass on any.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def _part(path: str | None, name: str) -> list[dict]:
     else:
         files = fetch_from_hub(DATASET, [f"data/{name}-*.parquet"], cache_folder("eureqa"), COMMIT)
     rows = [
-        _row(record, name if not path else file.name.partition(".")[0], f"{file}, {n}")
+        _row(record, re.sub(r"(-\d+-of-\d+)?\..*", "", file.name), f"{file}, {n}")
         for file in files
         for n, record in enumerate(read_records(file), 1)
     ]
