@@ -285,7 +285,11 @@ TINY_CHAIN = replace(
 )
 
 TINY_HOPS = replace(
-    TINY_CHAIN, name="tiny_hops", task="tiny_hops", sft=replace(TINY_CHAIN.sft, steps=900, batch_rows=32)
+    TINY_CHAIN,
+    name="tiny_hops",
+    task="tiny_hops",
+    sft=replace(TINY_CHAIN.sft, steps=900, batch_rows=32, learning_rate=3e-3),
+    rl=replace(TINY_CHAIN.rl, train_rows=2048),  # long questions only, see tasks/musique/tiny.py
 )
 
 QWEN = Profile(

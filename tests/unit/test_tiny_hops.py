@@ -36,7 +36,7 @@ def test_four_paths_lead_through_the_facts_and_their_chances_hang_on_who_asks():
         hops.add(len(question.words))
         assert len(question.paths) == 4 == len({path[-1] for path in question.paths}) and 0 <= meant < 4
         assert sum(question.probabilities) == pytest.approx(1)
-        assert len(question.facts) == tiny.FACTS == len(set(question.facts))
+        assert len(question.facts) == tiny.FACTS == len(set(question.facts.values()))
         for path in question.paths:
             name = question.start
             for fact, word in zip(path, question.words, strict=True):
@@ -109,3 +109,13 @@ def test_covering_golds_is_that_of_an_enumeration():
         sets = combinations(range(6), min(k, 6))
         best_N = np.max([worth_AG[:, list(chosen)].max(axis=1).sum(axis=1) for chosen in sets], axis=0)
         assert best_cover(worth_NS, k) == pytest.approx(best_N)
+
+
+def test_short_questions_come_last_and_have_no_fact_to_spare(task):
+    rows = task.load(None, "train")
+    for number, (question, _) in enumerate(tiny.questions("train")):
+        assert (len(question.facts) == tiny.FACTS) == (number < tiny.LONG_ROWS)
+        if number >= tiny.LONG_ROWS:
+            assert set().union(*question.paths) == question.facts.keys()
+    rewards_ND = task.score([row["answer"] for row in rows[-50:]], rows[-50:])
+    assert np.nanmin(rewards_ND) == 1 and np.isnan(rewards_ND[:, 2]).all()

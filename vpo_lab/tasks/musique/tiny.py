@@ -14,7 +14,9 @@ that step is cited, in any order, and the last name has to be right. A question 
 (NaN). An answer may cite as many facts as the question has hops, so a path is the usual best; to cite both readings of
 one step and none of another is allowed, too, and `ceiling` reckons with it.
 
-The warmup sees whole paths with readings at random: it teaches how to look up facts and nothing about askers.
+The warmup sees whole paths with readings at random: it teaches how to look up facts and nothing about askers. Half of
+its questions are short, over two to four facts: a small model learns to look up among few, and then among many. Only
+long ones are trained by RL and tested.
 
 WORLD_SEED fixes the distribution and the rows, so every run has the same.
 """
@@ -39,6 +41,9 @@ ROWS = {"test": 200, "train": 4096}
 LABELS = "①②③④⑤⑥⑦⑧"  # of the facts: one token each
 FACTS = len(LABELS)
 HOPS = 3  # of a question, at most
+LONG_ROWS = 2048  # of the train rows; they come first, so that `rl.train_rows` can choose them
+LONG = ((2, 2), (2, 2), (1, 2, 2), (2, 1, 2))  # readings of each word, in questions over all eight facts
+SHORT = ((2,), (1, 2), (2, 1))  # in questions over the facts of their paths alone
 MEANINGS = {
     "hop_1": "cites the fact of the first step",
     "hop_2": "cites the fact of the second step",
@@ -60,18 +65,18 @@ _LONGEST = 200  # characters of a path
 
 @dataclass(frozen=True)
 class Question:
-    """Hold a question: its facts as (name, relation, name), and the paths of its readings."""
+    """Hold a question: its facts as {number: (name, relation, name)}, and the paths of its readings."""
 
     asker: str
     start: str
     words: tuple[str, ...]
-    facts: tuple[tuple[str, str, str], ...]
+    facts: dict[int, tuple[str, str, str]]  # in the order of the prompt
     paths: tuple[tuple[int, ...], ...]  # facts, one per hop
     probabilities: tuple[float, ...]  # of the paths
 
     def text(self) -> str:
         """Return what a prompt shows."""
-        facts = "".join(f"\n{fact[0]}{self.quote(i)}" for i, fact in enumerate(self.facts))
+        facts = "".join(f"\n{fact[0]}{self.quote(number)}" for number, fact in self.facts.items())
         return f"A {self.asker} asks: {self.start}, {', '.join(self.words)}{facts}"
 
     def quote(self, fact: int) -> str:
@@ -97,40 +102,41 @@ def readings() -> dict[tuple[str, str], tuple[float, ...]]:
     return found
 
 
-def draw_question(rng: np.random.Generator) -> Question:
-    """Draw a question of two hops or three: in either two words have two readings."""
-    hops, first = int(rng.integers(2, HOPS + 1)), int(rng.integers(2))  # first: what the start is
-    clear = int(rng.integers(2)) if hops == HOPS else None  # the hop whose word has one reading; not the last
+def draw_question(rng: np.random.Generator, shape: tuple[int, ...], facts: int) -> Question:
+    """Draw a question with so many readings of each word, over so many facts."""
+    first, hops = int(rng.integers(2)), len(shape)  # first: whether the start is a person or a place
     names = [list(rng.permutation(PEOPLE)), list(rng.permutation(PLACES))]
     words = [
-        str(rng.choice([w for w, ways in WORDS[(first + hop) % 2].items() if (len(ways) == 1) == (hop == clear)]))
+        str(rng.choice([word for word, ways in WORDS[(first + hop) % 2].items() if len(ways) == shape[hop]]))
         for hop in range(hops)
     ]
     start = str(names[first].pop())
-    facts: list[tuple[str, str, str]] = []
-    paths: dict[tuple[int, ...], tuple[str, int]] = {(): (start, 0)}  # facts so far -> where they lead
+    found: list[tuple[str, str, str]] = []
+    paths: dict[tuple[int, ...], str] = {(): start}  # facts so far -> where they lead
     for hop, word in enumerate(words):
         longer = {}
-        for path, (name, _) in paths.items():
+        for path, name in paths.items():
             for way in WORDS[(first + hop) % 2][word]:
-                facts.append((name, way, str(names[(first + hop + 1) % 2].pop())))
-                longer[*path, len(facts) - 1] = (facts[-1][2], 0)
+                found.append((name, way, str(names[(first + hop + 1) % 2].pop())))
+                longer[*path, len(found) - 1] = found[-1][2]
         paths = longer
-    while len(facts) < FACTS:  # beside the paths: of the same names, with words that are not asked
-        name = str(rng.choice([start, *(fact[2] for fact in facts[:2])]))
+    while len(found) < facts:  # beside the paths: of the same names, with words that are not asked
+        name = str(rng.choice([start, *(fact[2] for fact in found[:2])]))
         side = int(name in PLACES)
         way = str(rng.choice([way for word, ways in WORDS[side].items() if word not in words for way in ways]))
-        if all((name, way) != fact[:2] for fact in facts):
-            facts.append((name, way, str(names[1 - side].pop())))
+        if all((name, way) != fact[:2] for fact in found):
+            found.append((name, way, str(names[1 - side].pop())))
     asker = str(rng.choice(ASKERS))
     shares = [readings()[asker, word] for word in words]
-    place = np.argsort(rng.permutation(FACTS)).tolist()  # of each fact, in the prompt
+    order = rng.permutation(facts).tolist()  # which fact stands where
+    labels = np.sort(rng.choice(len(LABELS), size=facts, replace=False)).tolist()
+    number = {fact: label for fact, label in zip(order, labels, strict=True)}
     return Question(
         asker,
         start,
         tuple(words),
-        tuple(fact for _, fact in sorted(zip(place, facts, strict=True))),
-        tuple(tuple(place[fact] for fact in path) for path in paths),
+        {number[fact]: found[fact] for fact in order},
+        tuple(tuple(number[fact] for fact in path) for path in paths),
         tuple(float(np.prod(chosen)) for chosen in product(*shares)),
     )
 
@@ -143,7 +149,9 @@ def questions(split: str) -> tuple[tuple[Question, int], ...]:
     for name, count in ROWS.items():
         found[name] = []
         while len(found[name]) < count:
-            question = draw_question(rng)
+            shapes = SHORT if name == "train" and len(found[name]) >= LONG_ROWS else LONG
+            shape = shapes[rng.integers(len(shapes))]
+            question = draw_question(rng, shape, FACTS if shapes is LONG else int(np.cumprod(shape).sum()))
             if question.text() not in seen:
                 seen.add(question.text())
                 meant = int(rng.choice(len(question.paths), p=question.probabilities))
