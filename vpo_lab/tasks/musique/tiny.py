@@ -43,7 +43,7 @@ FACTS = len(LABELS)
 HOPS = 3  # of a question, at most
 LONG_ROWS = 2048  # of the train rows; they come first, so that `rl.train_rows` can choose them
 LONG = ((2, 2), (2, 2), (1, 2, 2), (2, 1, 2))  # readings of each word, in questions over all eight facts
-SHORT = ((2,), (1, 2), (2, 1))  # in questions over the facts of their paths alone
+SHORT = ((2,), (2, 1), (2, 1))  # in questions over the facts of their paths alone
 MEANINGS = {
     "hop_1": "cites the fact of the first step",
     "hop_2": "cites the fact of the second step",
