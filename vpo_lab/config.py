@@ -273,6 +273,25 @@ TINY_CODE = replace(
     minutes="5 to 10 minutes on two CPU cores",
 )
 
+TINY_CHAIN = replace(
+    TINY,
+    name="tiny_chain",
+    task="tiny_chain",
+    code="",
+    sft=replace(TINY.sft, steps=400, learning_rate=2e-3),
+    # At 4e-4 VPO unlearned the table of neighbours.
+    rl=replace(TINY.rl, steps=200, learning_rate=2e-4, schedule="constant_with_warmup", warmup_steps=20),
+    minutes="5 to 10 minutes on two CPU cores",
+)
+
+TINY_HOPS = replace(
+    TINY_CHAIN,
+    name="tiny_hops",
+    task="tiny_hops",
+    sft=replace(TINY_CHAIN.sft, steps=1500, batch_rows=32, learning_rate=3e-3),
+    rl=replace(TINY_CHAIN.rl, train_rows=2048),  # long questions only, see tasks/musique/tiny.py
+)
+
 QWEN = Profile(
     name="qwen3-1.7b",
     task="toolrl",
@@ -377,6 +396,8 @@ PROFILES = {
         ),
         TINY_CODE,
         replace(TINY_CODE, name="tiny_repair", task="tiny_repair"),
+        TINY_HOPS,
+        TINY_CHAIN,
         replace(
             SMOKE,
             name="smoke_code",

@@ -33,30 +33,42 @@ def fetch_file(url: str, folder: Path, name: str, sha256: str) -> Path:
         raise no_download(url, folder, error) from error
 
 
-def fetch_from_hub(dataset: str, patterns: Sequence[str], cache: Path) -> list[Path]:
+def fetch_from_hub(dataset: str, patterns: Sequence[str], cache: Path, commit: str = "") -> list[Path]:
     """Return the files of a data set on the Hugging Face hub that match the patterns, downloaded into a cache folder.
 
-    A download that was cut off goes on where it ended; the hub's checksums are compared. Once all files are there the
-    hub is not asked again. LabError without them.
+    `commit` is the beginning of a commit's hash; "": the newest. A download that was cut off goes on where it ended;
+    the hub's checksums are compared. Once all files are there the hub is not asked again. LabError without them.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    folder = cache / dataset.replace("/", "--")
+    folder = cache / "--".join([*dataset.split("/"), *[commit] * bool(commit)])
     record = folder / f"complete-{hashlib.sha256(json.dumps(patterns).encode()).hexdigest()[:8]}.json"
     names: Any = read_json(record) if record.exists() else []
     if names and all((folder / name).is_file() for name in names):
         return [folder / name for name in names]
     try:
-        listed = sorted(HfApi().list_repo_files(dataset, repo_type="dataset"))
+        revision = _whole_hash(dataset, commit) if commit else None
+        listed = sorted(HfApi().list_repo_files(dataset, repo_type="dataset", revision=revision))
         names = [name for name in listed if any(fnmatch(name, pattern) for pattern in patterns)]
         if not names:
             raise ValueError(f"no file {' or '.join(patterns)} among {len(listed)}")
         for name in names:
-            hf_hub_download(dataset, name, repo_type="dataset", local_dir=folder)
+            hf_hub_download(dataset, name, repo_type="dataset", revision=revision, local_dir=folder)
         write_json(record, names)
     except Exception as error:  # of the hub, of its http library, of the disk: no common base
         raise no_download(f"{dataset} from the Hugging Face hub", folder, error) from error
     return [folder / name for name in names]
+
+
+def _whole_hash(dataset: str, commit: str) -> str:
+    """Return the hash that begins so, of a data set's history: the hub takes no shorter one."""
+    from huggingface_hub import HfApi
+
+    known = [entry.commit_id for entry in HfApi().list_repo_commits(dataset, repo_type="dataset")]
+    found = [whole for whole in known if whole.startswith(commit)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} commits begin with {commit}")
+    return found[0]
 
 
 def no_download(what: str, folder: Path, error: BaseException) -> LabError:
