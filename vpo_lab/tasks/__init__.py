@@ -97,6 +97,14 @@ _TASKS = {
     "maze": "vpo_lab.tasks.maze.world:MazeTask",
     "tiny_code": "vpo_lab.tasks.code.tiny:TinyCode",
     "tiny_repair": "vpo_lab.tasks.code.tiny:TinyRepair",
+    "tiny_judges": "vpo_lab.tasks.judges.tiny:TinyJudges",
+    "tiny_judges_one_taste": "vpo_lab.tasks.judges.tiny:TinyJudgesOneTaste",
+    "tiny_judges_opposed": "vpo_lab.tasks.judges.tiny:TinyJudgesOpposed",
+    "tiny_judges_flawed": "vpo_lab.tasks.judges.tiny:TinyJudgesFlawed",
+    "tiny_judges_own_flaws": "vpo_lab.tasks.judges.tiny:TinyJudgesOwnFlaws",
+    "tiny_judges_opposed_own_flaws": "vpo_lab.tasks.judges.tiny:TinyJudgesOpposedOwnFlaws",
+    "tiny_judges_flawed_doubted": "vpo_lab.tasks.judges.tiny:TinyJudgesFlawedDoubted",
+    "tiny_judges_own_flaws_doubted": "vpo_lab.tasks.judges.tiny:TinyJudgesOwnFlawsDoubted",
     "maze_9x9": "vpo_lab.tasks.maze.world:MazeTask9x9",
 }
 
