@@ -3,21 +3,24 @@
 A policy that maximises E[R] - beta KL(policy || start) is the start times exp(R / beta), normalised. For GRPO the
 outcome is one answer and R its mean reward; for best_of_set and VPO it is a set of M answers, and the start draws its
 members apart from each other. Both rewards of a set ignore the order of its members, so a set is kept once, with the
-number of its orders: N + M - 1 choose M sets instead of N**M. For the worlds of `tiny` this is 41,616 pairs at most
-where N = 288, 259,560 where N = 720, and 508,080 triples where N = 144 (`merge` leaves that many different answers).
-An autoregressive policy reaches the same optimum: `first_answer` is what its first answer is drawn from.
+number of its orders: N + M - 1 choose M sets instead of N**M. `merge` first makes one of answers that nobody tells
+apart. In the worlds of `tiny` that leaves 144, 288 or 720 answers: 10,440, 41,616 or 259,560 pairs, and 508,080 triples
+of 144. A chain that is written answer by answer reaches the same optimum; its first answer is drawn from
+`Policy.answer_shares`, as all orders of a set are equally likely.
 
 What k answers are worth is exact too: k / M sets are drawn apart from each other, somebody with preference weights w
 picks the answer that scores best, and the chance that it is answer n is a difference of powers. Only the mean over w
 is a sum over K weight vectors: exact for these, and near the integral for many (`dirichlet_weights`).
 
-`settled` is where a trainer of today settles instead: it divides rewards by their spread and prices KL token by token.
+`settled` is where a training settles whose loss prices KL token by token, as TRL's does. `Optimum.scaled` says what a
+price means where rewards are divided by their spread in a group, as GRPO does.
 Axes: N answers, S sets, M answers of a set, D objectives, K weight vectors.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -27,7 +30,7 @@ import numpy as np
 from vpo_lab.errors import LabError
 from vpo_lab.weights import dirichlet_weights
 
-MOST_SETS = 2_000_000  # a set costs about M * K numbers; beyond this a laptop runs out of memory or patience
+MOST_SETS = 2_000_000  # beyond this a laptop runs out of memory or patience
 METHODS = ("grpo", "best_of_set", "vpo")  # what has an optimum here
 
 
@@ -65,67 +68,79 @@ class Policy:
     """Hold a distribution over sets of M answers. M = 1: over answers."""
 
     answers: Answers
-    members: np.ndarray  # (S, M) ascending numbers of answers
+    members: np.ndarray  # (S, M) numbers of answers
     shares: np.ndarray  # (S,) probabilities
     start: np.ndarray  # (S,) those of the start
-
-    @property
-    def m(self) -> int:
-        """Return M."""
-        return self.members.shape[1]
+    rewards: np.ndarray  # (S,) R
 
     @cached_property
     def kl(self) -> float:
         """Return the KL divergence from the start in nats, per answer: that of a set divided by M."""
         kept = self.shares > 0
-        return float((self.shares[kept] * np.log(self.shares[kept] / self.start[kept])).sum()) / self.m
+        spent = (self.shares[kept] * np.log(self.shares[kept] / self.start[kept])).sum()
+        return float(spent) / self.members.shape[1]
 
     @property
+    def reward(self) -> float:
+        """Return E[R], what is trained."""
+        return float(self.shares @ self.rewards)
+
+    @cached_property
     def answer_shares(self) -> np.ndarray:
         """Return how often a random member of a random set is each answer: (N,)."""
-        weights = np.repeat(self.shares / self.m, self.m)
-        return np.bincount(self.members.ravel(), weights=weights, minlength=len(self.answers.start))
+        n, m = len(self.answers.start), self.members.shape[1]
+        return sum(np.bincount(column, weights=self.shares, minlength=n) for column in self.members.T) / m
 
     @property
     def hacked(self) -> float:
         """Return the share of answers that hold a flaw."""
         return float(self.answer_shares @ self.answers.hacked)
 
-    def picked(self, utility_KN: np.ndarray, k: int) -> np.ndarray:
-        """Return how often somebody with each of K utilities picks each answer out of k: (K, N), rows sum to 1.
-
-        k answers are k / M sets, drawn apart; of equally good answers the later one is picked. LabError unless M
-        divides k.
-        """
-        draws, rest = divmod(k, self.m)
-        if rest or not draws:
-            raise LabError(f"k = {k} answers are no whole number of sets of {self.m}: choose a multiple")
-        picked_KN = np.empty_like(utility_KN)
-        for utility_N, picked_N in zip(utility_KN, picked_KN, strict=True):
+    def best_below(self, utility_KN: np.ndarray) -> np.ndarray:
+        """Return how often a set holds nothing better than each answer, for each of K utilities: (K, N)."""
+        n = utility_KN.shape[1]
+        below_KN = np.empty_like(utility_KN)
+        for utility_N, below_N in zip(utility_KN, below_KN, strict=True):
             order_N = np.argsort(utility_N, kind="stable")
-            rank_N = np.empty(len(order_N), dtype=int)
-            rank_N[order_N] = np.arange(len(order_N))
-            best_S = rank_N[self.members].max(axis=1)
-            below_N = np.cumsum(np.bincount(best_S, weights=self.shares, minlength=len(order_N)))
-            picked_N[order_N] = np.diff(np.clip(below_N, 0.0, 1.0) ** draws, prepend=0.0)
-        return picked_KN
+            rank_N = np.empty(n, dtype=np.int32)
+            rank_N[order_N] = np.arange(n)
+            best_S = rank_N[self.members[:, 0]]
+            for column in self.members.T[1:]:
+                best_S = np.maximum(best_S, rank_N[column])
+            below_N[order_N] = np.cumsum(np.bincount(best_S, weights=self.shares, minlength=n)).clip(0.0, 1.0)
+        return below_KN
 
-    def worth(self, k: int, weights_KD: np.ndarray) -> dict[str, float]:
-        """Return what k answers are worth to people with these preference weights, each in [0, 1].
+    def worth(self, budgets: Sequence[int], weights_KD: np.ndarray) -> dict[int, dict[str, float]]:
+        """Return what k answers are worth to people with these preference weights, k -> numbers in [0, 1].
 
-        "proxy": the score of the answer that scores best under w; "truth": what that answer is really worth;
-        "best": what the best of the k is really worth, which a judge without a flaw would pick; "hacked": the
-        share of picked answers that hold a flaw.
+        k answers are k / M sets, drawn apart. "proxy": the score of the answer that scores best under w; "truth":
+        what that answer is really worth; "best": what the best of the k is really worth, which a judge without a flaw
+        would pick; "hacked": the share of picked answers that hold a flaw. LabError unless M divides every k.
         """
+        m = self.members.shape[1]
+        if wrong := [k for k in budgets if k < m or k % m]:
+            raise LabError(f"k = {wrong[0]} answers are no whole number of sets of {m}: choose a multiple")
         proxy_KN, truth_KN = weights_KD @ self.answers.proxy.T, weights_KD @ self.answers.truth.T
-        picked_KN = self.picked(proxy_KN, k)
-        best_KN = self.picked(truth_KN, k)
-        return {
-            "proxy": float((picked_KN * proxy_KN).sum(axis=1).mean()),
-            "truth": float((picked_KN * truth_KN).sum(axis=1).mean()),
-            "best": float((best_KN * truth_KN).sum(axis=1).mean()),
-            "hacked": float((picked_KN @ self.answers.hacked).mean()),
-        }
+        by_proxy, by_truth = ((utility_KN, self.best_below(utility_KN)) for utility_KN in (proxy_KN, truth_KN))
+        found = {}
+        for k in budgets:
+            picked_KN, best_KN = _picked(*by_proxy, k // m), _picked(*by_truth, k // m)
+            found[k] = {
+                "proxy": float((picked_KN * proxy_KN).sum(axis=1).mean()),
+                "truth": float((picked_KN * truth_KN).sum(axis=1).mean()),
+                "best": float((best_KN * truth_KN).sum(axis=1).mean()),
+                "hacked": float((picked_KN @ self.answers.hacked).mean()),
+            }
+        return found
+
+
+def _picked(utility_KN: np.ndarray, below_KN: np.ndarray, draws: int) -> np.ndarray:
+    """How often each answer is the best of several sets: (K, N), rows sum to 1; of equals the later one counts."""
+    order_KN = np.argsort(utility_KN, axis=1, kind="stable")
+    steps_KN = np.diff(np.take_along_axis(below_KN, order_KN, axis=1) ** draws, axis=1, prepend=0.0)
+    picked_KN = np.empty_like(steps_KN)
+    np.put_along_axis(picked_KN, order_KN, steps_KN, axis=1)
+    return picked_KN
 
 
 class Optimum:
@@ -136,76 +151,105 @@ class Optimum:
     """
 
     def __init__(self, method: str, answers: Answers, m: int = 2, weights: np.ndarray | None = None):
-        if method not in METHODS:
-            raise LabError(f"no optimum of {method!r}: choose one of {', '.join(METHODS)}")
-        self.answers = answers
-        m, n, d = 1 if method == "grpo" else m, *answers.proxy.shape
+        utility_NK = _utilities(method, answers, weights)
+        self.answers, n = answers, len(answers.start)
+        self.m = m = 1 if method == "grpo" else m
         if (count := math.comb(n + m - 1, m)) > MOST_SETS:
             raise LabError(f"{count:,} sets of {m} of {n} answers: at most {MOST_SETS:,}, so merge answers or lower M")
-        if weights is None:
-            weights = dirichlet_weights(1024, d)
-        utility_NK = answers.proxy @ (weights if method == "vpo" else np.full((1, d), 1 / d)).T
-        self.members = _multisets(n, m)
+        members, rewards = [], []
+        for prefix in combinations_with_replacement(range(n), m - 1):
+            last = np.arange(prefix[-1] if prefix else 0, n)  # an answer may come twice
+            members.append(np.column_stack([*(np.full(len(last), number) for number in prefix), last]))
+            best_NK = utility_NK[last]
+            for number in prefix:
+                best_NK = np.maximum(best_NK, utility_NK[number])
+            rewards.append(best_NK.mean(axis=1))
+        self.members, self.rewards = np.concatenate(members), np.concatenate(rewards)  # (S, M), (S,)
         self.start = np.exp(np.log(answers.start)[self.members].sum(axis=1)) * _orders(self.members)
-        self.rewards = np.empty(len(self.members))  # R of every set
-        block = max(1, 2_000_000 // utility_NK.shape[1])
-        for first in range(0, len(self.members), block):
-            rows = slice(first, first + block)
-            best_SK = utility_NK[self.members[rows, 0]]
-            for column in self.members[rows, 1:].T:
-                best_SK = np.maximum(best_SK, utility_NK[column])
-            self.rewards[rows] = best_SK.mean(axis=1)
 
     def policy(self, beta: float) -> Policy:
         """Return the policy that maximises E[R] - beta KL(set), exactly. LabError unless beta is positive."""
         if not beta > 0:
             raise LabError(f"beta = {beta}: a price on KL has to be positive")
-        return Policy(self.answers, self.members, _tilted(self.start, self.rewards / beta), self.start)
+        shares = _tilted(self.start, self.rewards / beta)
+        return Policy(self.answers, self.members, shares, self.start, self.rewards)
 
-    def standardised(self, price: float, tolerance: float = 1e-10) -> float:
-        """Return the beta that a price on KL amounts to if rewards are divided by their spread in a group: GRPO's way.
+    def scaled(self, price: float) -> float:
+        """Return the beta that a price amounts to where rewards are divided by their spread in a (large) group.
 
-        The spread is that of the policy itself: beta = price * std of R under `policy(beta)`, for large groups. It
-        shrinks as the policy sharpens. This is the largest such beta, which a training from the start meets first; 0
-        if there is none, and then nothing holds the policy back.
+        The spread is that of the policy itself, so beta = price * std of R under `policy(beta)`, and it shrinks as the
+        policy sharpens. This is the largest such beta, which a training from the start meets first. 0 if there is
+        none: then the price holds nothing back, and the policy ends at its best set.
         """
 
         def excess(beta: float) -> float:
             shares = self.policy(beta).shares
-            mean = shares @ self.rewards
-            return price * math.sqrt(max(shares @ (self.rewards - mean) ** 2, 0.0)) - beta
+            return price * math.sqrt(max(shares @ (self.rewards - shares @ self.rewards) ** 2, 0.0)) - beta
 
-        betas = np.geomspace(10.0 * price, 1e-5, 400)
-        signs = np.array([excess(beta) for beta in betas])
-        if not (signs > 0).any():
+        betas = np.geomspace(10.0 * price, 1e-4 * price, 200)
+        first = next((i for i, beta in enumerate(betas) if excess(beta) > 0), None)
+        if first is None:
             return 0.0
-        low, high = betas[np.argmax(signs > 0)], betas[np.argmax(signs > 0) - 1]
-        while high - low > tolerance:
+        low, high = betas[first], betas[first - 1]
+        for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-        return float((low + high) / 2)
+        return float(low)
 
 
-def first_answer(policy: Policy) -> np.ndarray:
-    """Return the distribution of a chain's first answer in the same policy, (N,): every order of a set is as likely."""
-    return policy.answer_shares
+def settled(
+    method: str,
+    answers: Answers,
+    ways: Sequence[int],
+    beta: float,
+    m: int = 2,
+    weights: np.ndarray | None = None,
+) -> Policy:
+    """Return where a training settles that prices the KL of each choice, and not what it leads to.
 
-
-def _multisets(n: int, m: int) -> np.ndarray:
-    """All sets of m of n answers, an answer may come twice: (S, m) ascending numbers."""
+    An answer is a row of choices, `ways` of each, the last one running fastest: N is their product, and the start draws
+    each choice apart from the others. Its loss weighs a token by E[R] afterwards and its own KL, so every choice is
+    the start times exp(E[R after it] / beta). The optimum would take off the KL that comes later. The two agree where
+    R is a sum over choices, as GRPO's is in `tiny`; a set's reward is none. M = 1 or 2. LabError for other shapes.
+    """
+    n = len(answers.start)
+    m = 1 if method == "grpo" else m
+    if math.prod(ways) != n or m > 2:
+        raise LabError(f"{n} answers, ways {tuple(ways)}, M = {m}: N has to be the product of the ways, M 1 or 2")
+    utility_NK, shape = _utilities(method, answers, weights), tuple(ways) * m
     if m == 1:
-        return np.arange(n)[:, None]
-    if m == 2:
-        return np.column_stack(np.triu_indices(n))
-    count = math.comb(n + m - 1, m)
-    numbers = np.fromiter((i for row in combinations_with_replacement(range(n), m) for i in row), int, count * m)
-    return numbers.reshape(count, m)
+        rewards = utility_NK.mean(axis=1)
+    else:
+        rewards = np.concatenate([np.maximum(one_K, utility_NK).mean(axis=1) for one_K in utility_NK])
+    start = answers.start.reshape(tuple(ways))
+    each_way = [start.sum(axis=tuple(j for j in range(start.ndim) if j != i)) for i in range(start.ndim)] * m
+    value, chosen = rewards.reshape(shape), []
+    for start_W in reversed(each_way):
+        shares = np.exp(np.log(start_W) + (value - value.max(axis=-1, keepdims=True)) / beta)
+        chosen.append(shares := shares / shares.sum(axis=-1, keepdims=True))
+        value = (shares * value).sum(axis=-1)
+    shares = np.ones(())
+    for one in reversed(chosen):
+        shares = shares[..., None] * one
+    members = np.indices((n,) * m).reshape(m, -1).T
+    start_S = np.exp(np.log(answers.start)[members].sum(axis=1))
+    return Policy(answers, members, shares.ravel(), start_S, rewards)
+
+
+def _utilities(method: str, answers: Answers, weights: np.ndarray | None) -> np.ndarray:
+    """w.r of every answer under what a method weighs with: (N, K), K = 1 for the plain mean."""
+    if method not in METHODS:
+        raise LabError(f"no optimum of {method!r}: choose one of {', '.join(METHODS)}")
+    d = answers.proxy.shape[1]
+    if method != "vpo":
+        return answers.proxy.mean(axis=1, keepdims=True)
+    return answers.proxy @ (dirichlet_weights(1024, d) if weights is None else weights).T
 
 
 def _orders(members_SM: np.ndarray) -> np.ndarray:
     """In how many orders the members of each set can stand: M! over the factorials of how often each comes, (S,)."""
-    m = members_SM.shape[1]
-    orders, run = np.full(len(members_SM), math.factorial(m)), np.ones(len(members_SM), dtype=int)
+    orders = np.full(len(members_SM), math.factorial(members_SM.shape[1]))
+    run = np.ones(len(members_SM), dtype=int)
     for left, right in zip(members_SM.T[:-1], members_SM.T[1:], strict=True):
         run = np.where(left == right, run + 1, 1)
         orders = orders // run
