@@ -19,7 +19,6 @@ TASKS = (
     "tiny_judges_flawed",
     "tiny_judges_own_flaws",
     "tiny_judges_opposed_own_flaws",
-    "tiny_judges_flawed_doubted",
     "tiny_judges_own_flaws_doubted",
 )
 

@@ -103,7 +103,6 @@ _TASKS = {
     "tiny_judges_flawed": "vpo_lab.tasks.judges.tiny:TinyJudgesFlawed",
     "tiny_judges_own_flaws": "vpo_lab.tasks.judges.tiny:TinyJudgesOwnFlaws",
     "tiny_judges_opposed_own_flaws": "vpo_lab.tasks.judges.tiny:TinyJudgesOpposedOwnFlaws",
-    "tiny_judges_flawed_doubted": "vpo_lab.tasks.judges.tiny:TinyJudgesFlawedDoubted",
     "tiny_judges_own_flaws_doubted": "vpo_lab.tasks.judges.tiny:TinyJudgesOwnFlawsDoubted",
     "maze_9x9": "vpo_lab.tasks.maze.world:MazeTask9x9",
 }

@@ -244,9 +244,7 @@ class TinyJudges:
         return [
             {
                 "id": f"{split}-{number}",
-                "prompt": [
-                    {"role": "user", "content": f"A letter about the {place}. {question} It is signed {name}."}
-                ],
+                "prompt": [{"role": "user", "content": f"A letter about the {place}. {question} It is signed {name}."}],
                 "gold": f"{place} {aspect}",
             }
             for number, (place, aspect, question, name) in enumerate(_requests()[split])
@@ -296,13 +294,6 @@ class TinyJudgesOpposedOwnFlaws(TinyJudges):
 
     name = "tiny_judges_opposed_own_flaws"
     world = World(rho=-0.9, flaw="own")
-
-
-class TinyJudgesFlawedDoubted(TinyJudges):
-    """Ask two judges for each person and count the lower score; one line impresses them all."""
-
-    name = "tiny_judges_flawed_doubted"
-    world = World(flaw="shared", doubted=True)
 
 
 class TinyJudgesOwnFlawsDoubted(TinyJudges):
