@@ -63,9 +63,7 @@ class RL:
     search_k: int = 4  # vpo_search scores a chain for what it adds to a search over this many
     at_k: int = 0  # k of max_at_k; 0: half of the group
     kl: float = 0.0  # beta: the price of a nat between the policy and its warmup, in every token
-    scale_rewards: bool = (
-        True  # grpo, best_of_set and vpo divide by a group's spread; then rl.kl is no price in rewards
-    )
+    scale_rewards: bool = True  # grpo, best_of_set and vpo: divide by the spread of a group, as GRPO does
     schedule: str = "constant_with_warmup"  # of the learning rate
     temperature: float = 1.0
     micro_rollouts: int = 0  # rollouts per forward pass; 0: all at once

@@ -47,7 +47,7 @@ def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
     "doubted" for the optimum where every person has a second judge, in the world of own flaws.
     """
     profile = get_profile(name)
-    m, world = profile.rl.candidates, get_task(profile.task).world
+    m, world = profile.rl.candidates, _world_of(profile.task)
     answers, rows = answers_of(world), []
     for method in METHODS:
         optimum = Optimum(method, answers, m)
@@ -61,6 +61,14 @@ def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
             optimum = Optimum(method, answers_of(World(world.rho, world.flaw, doubted=True)), m)
             rows += [row for price in prices for row in _exact(name, method, "doubted", price, optimum.policy(price))]
     return rows
+
+
+def _world_of(task: str) -> World:
+    """The world behind a task of `tiny`; LabError for another task."""
+    world = getattr(get_task(task), "world", None)
+    if not isinstance(world, World):
+        raise LabError(f"{task} has no exact optimum: choose a world of tiny_judges")
+    return world
 
 
 def _exact(name: str, method: str, kind: str, price: float, policy: Policy) -> list[dict]:
@@ -131,12 +139,12 @@ def tuned(tables: dict[str, pd.DataFrame], world: str) -> pd.DataFrame:
     rows = []
     for k in BUDGETS:
         worth = found.query("k == @k and minus.isna()").sort_values("value").groupby("method").last()
-        grpo = worth.variant.get("grpo")
         for method in [name for name in METHODS if name in worth.index]:
             best = worth.loc[method]
             ceiling = exact.query("method == @method and k == @k").proxy.max()
             row = {"k": k, "method": method, "price": best.price, "worth": _cell(best), "exact": f"{ceiling:.3f}"}
-            lead = found.query("k == @k and variant == @best.variant and minus == @grpo")
+            against = found.minus == worth.variant.get("grpo")
+            lead = found[against & (found.k == k) & (found.variant == best.variant)]
             rows.append(row | {"minus tuned GRPO": _cell(lead.iloc[0], "+.3f") if len(lead) else ""})
     return pd.DataFrame(rows).set_index(["k", "method"])
 
@@ -190,13 +198,13 @@ def bonus(tables: dict[str, pd.DataFrame], world: str = "tiny") -> pd.DataFrame:
 
     runs = tables["runs"].query("world == @world")
     passed = tables["budgets"].query("world == @world and k == 3")
-    seeds = set(runs.query("variant == 'diversity0.1'").seed)
+    seeds = runs[runs.variant == "diversity0.1"].seed
     names = ["reward_diversity", *(c for c in runs if c.startswith("mean_"))]
     table = {}
     for variant in ("vpo_credit", "diversity0.1"):
-        mine = runs.query("variant == @variant and seed in @seeds")
+        mine = runs[(runs.variant == variant) & runs.seed.isin(seeds)]
         row = {name: over_seeds(mine, name) for name in names if mine[name].notna().all()}
-        row["pass@3"] = over_seeds(passed.query("variant == @variant and seed in @seeds"), "pass")
+        row["pass@3"] = over_seeds(passed[(passed.variant == variant) & passed.seed.isin(seeds)], "pass")
         table[variant] = {name: "{:.3f} [{:.3f}, {:.3f}]".format(*numbers) for name, numbers in row.items()}
     return pd.DataFrame(table)
 

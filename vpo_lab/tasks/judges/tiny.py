@@ -4,13 +4,13 @@ The generative model
 --------------------
 A request asks one of three things about one of twelve places: when it opens, what it costs, how to get there. An
 answer is a few phrases, a line each, in this order: an opening (plain, warm or formal), none to all of the three facts
-about the place, a hedge or none, a joke or none, and a closing (casual or formal). That is 192 answers to a request. The
-warmup demonstrates each choice with equal chances, apart from the others: so the start is known exactly, REFERENCE.
+about the place, a hedge or none, a joke or none, and a closing (casual or formal). That is 192 answers to a request.
+The warmup demonstrates each choice with equal chances, apart from the others. So the start is known exactly.
 
 Four people read the answers: "in a hurry", "curious", "formal" and "cheerful". Each is an objective. What somebody
-likes is linear in the choices (_LIKES), scaled to [0, 1] over all answers. The dial `rho` sets how far they agree. It is
-the exact correlation of their judgements under the start: 1 is one taste, 0 independent tastes. Below 0 the first two
-are opposed, as are the last two, and the pairs are independent of each other. Tastes are mixed by square roots of
+likes is linear in the choices (_LIKES), scaled to [0, 1] over all answers. The dial `rho` sets how far they agree. It
+is the exact correlation of their judgements under the start: 1 is one taste, 0 independent tastes. Below 0 the first
+two are opposed, as are the last two, and the pairs are independent of each other. Tastes are mixed by square roots of
 matrices, so that each stays as close to its name as the dial allows.
 
 A flaw can be switched on: a line that says nothing. `flaw` "shared" is one line that impresses all four; "own" is a
@@ -177,7 +177,10 @@ class World:
     def phrases(self, choices: Sequence[int], place: str) -> list[str]:
         """Return the lines of one answer about a place, from a row of `choices`."""
         opening, *stated, hedge, joke, flaw, closing = map(int, choices)
-        lines = [OPENINGS[opening], *(fact(place, aspect) for aspect, said in zip(ASPECTS, stated) if said)]
+        lines = [
+            OPENINGS[opening],
+            *(fact(place, aspect) for aspect, said in zip(ASPECTS, stated, strict=True) if said),
+        ]
         lines += [HEDGE] * hedge + [JOKE] * joke + ([FLAWS[self.flaw][flaw - 1]] if flaw else [])
         return [*lines, CLOSINGS[closing]]
 
