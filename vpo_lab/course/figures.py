@@ -256,7 +256,8 @@ def _exact_and_trained(tables: Tables, world: str, k: int) -> dict[str, dict[str
     trained = tables["truths"].query("world == @world and k == @k and price > 0 and not doubted")
     for method in PRICED:
         mine = exact[exact.method == method]
-        panel["curves"][method] = mine.query("kind == 'optimum'").sort_values("kl")[["kl", "truth"]].to_numpy()
+        if len(curve := mine.query("kind == 'optimum'").sort_values("kl")):
+            panel["curves"][method] = curve[["kl", "truth"]].to_numpy()
         if len(marks := mine.query("kind == 'settled'")):
             panel["marks"][method] = marks[["kl", "truth"]].to_numpy()
         parts = [part for _, part in trained[trained.method == method].groupby("price")]
