@@ -27,6 +27,9 @@ class Task(Protocol):
     Optional: `ceiling(k)`, `front(gold)` and `reference`; for `show.Explorer`: `short(answer)`, `title(row)`,
     `picture(gold, answers)`, `picture_key`, `meanings` and `about`.
 
+    Where the score is only a proxy: `truth(answers, rows)`, as `score`, what answers are really worth, and
+    `hacked(answers, rows)`, (n,) bool, which of them hold a flaw. They are measured (`search.truth`), never trained.
+
     For a search (`search.loop`): `start(row)`, the program it starts from; `child(parent, answer, row)`, what an answer
     makes of a program, the parent itself if it is not valid; `evaluate(programs, rows)`, as `score`; and
     `prompt(row, parent, rewards_D)`, the messages that show a parent and the tests that it fails. Where answers are
