@@ -23,7 +23,7 @@ def small(n: int = 5, seed: int = 0) -> Answers:
 
 
 def of_world(world: World) -> Answers:
-    return merge(Answers(world.reference, world.proxy(), world.truth(), world.hacked))
+    return merge(Answers(world.start(), world.proxy(), world.truth(), world.hacked))
 
 
 def reward_of(method: str, rows, weights) -> float:
@@ -109,7 +109,7 @@ def test_what_k_answers_are_worth_agrees_with_enumeration(method, m):
 
 def test_merging_changes_nothing_that_is_measured():
     world, weights = World(-0.9, "shared"), dirichlet_weights(16, 4)
-    whole = Answers(world.reference, world.proxy(), world.truth(), world.hacked)
+    whole = Answers(world.start(), world.proxy(), world.truth(), world.hacked)
     merged = merge(whole)
     assert len(merged.start) < len(whole.start) and merged.start.sum() == pytest.approx(1)
     for method in METHODS:
@@ -155,7 +155,7 @@ def test_one_taste_makes_the_vector_useless_and_opposed_tastes_make_it_pay():
 
 def test_a_price_per_choice_settles_at_the_optimum_only_for_sums():
     world = World(0.0)
-    answers = Answers(world.reference, world.proxy(), world.truth(), world.hacked)
+    answers = Answers(world.start(), world.proxy(), world.truth(), world.hacked)
     ways = (3, 2, 2, 2, 2, 2, 1, 2)
     for beta in (0.1, 0.01):
         exact, found = Optimum("grpo", answers).policy(beta), settled("grpo", answers, ways, beta)

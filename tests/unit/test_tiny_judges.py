@@ -36,7 +36,8 @@ def test_the_dial_is_the_correlation_of_the_judges_under_the_start(rho, asked):
     world = World(rho)
     tastes_NJ = world.tastes(asked)
     assert tastes_NJ.min(axis=0) == pytest.approx(0) and tastes_NJ.max(axis=0) == pytest.approx(1)
-    found = np.corrcoef(tastes_NJ, rowvar=False)  # the start is uniform here
+    covariance_JJ = np.cov(tastes_NJ, rowvar=False, aweights=world.start(asked))
+    found = covariance_JJ / np.sqrt(np.outer(np.diag(covariance_JJ), np.diag(covariance_JJ)))
     pairs = {(0, 1), (2, 3)}
     for i, j in itertools.combinations(range(4), 2):
         wanted = rho if rho >= 0 or (i, j) in pairs else 0.0
@@ -95,10 +96,10 @@ def test_every_answer_is_found_again_and_every_row_is_scored_by_its_own_question
 def test_the_start_is_what_is_demonstrated():
     task = get_task("tiny_judges_own_flaws")
     rng, row = np.random.default_rng(0), task.load(None, "train")[0]
-    place = row["gold"].split(" ")[0]
+    place, asked = row["gold"].split(" ")
     drawn = [task.world.index(answer, place) for answer in task.demonstrations(row, 40_000, rng)]
     counts_N = np.bincount(drawn, minlength=960)
-    reference_N = task.world.reference
+    reference_N = task.world.start(asked)
     assert reference_N.sum() == pytest.approx(1) and reference_N[task.world.hacked].sum() == pytest.approx(0.02)
     flaw_N = task.world.choices[:, 6]
     for flaw in range(5):

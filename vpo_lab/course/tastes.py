@@ -36,7 +36,7 @@ FILES = {"exact": "exact.csv", "truths": "truths.csv", "curves": "curves.csv.gz"
 
 def answers_of(world: World) -> Answers:
     """Return the different answers of a world, those that nobody tells apart as one."""
-    return merge(Answers(world.reference, world.proxy(), world.truth(), world.hacked))
+    return merge(Answers(world.start(), world.proxy(), world.truth(), world.hacked))
 
 
 def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
@@ -53,7 +53,7 @@ def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
         optimum = Optimum(method, answers, m)
         rows += [row for price in prices for row in _exact(name, method, "optimum", price, optimum.policy(price))]
         if not world.flaw:
-            whole = Answers(world.reference, world.proxy(), world.truth(), world.hacked)
+            whole = Answers(world.start(), world.proxy(), world.truth(), world.hacked)
             ways = world.choices.max(axis=0) + 1
             for price in sorted({*prices} & {*SETTLED}, reverse=True):
                 rows += _exact(name, method, "settled", price, settled(method, whole, ways, price, m))

@@ -5,7 +5,9 @@ The generative model
 A request asks one of three things about one of twelve places: when it opens, what it costs, how to get there. An
 answer is a few phrases, a line each, in this order: an opening (plain, warm or formal), none to all of the three facts
 about the place, a hedge or none, a joke or none, and a closing (casual or formal). That is 192 answers to a request.
-The warmup demonstrates each choice with equal chances, apart from the others. So the start is known exactly.
+The warmup demonstrates each choice apart from the others: the fact that was asked for with probability ASKED, another
+fact with MORE, all else with equal chances. So the start is known exactly. (If the warmup did not heed the question, a
+policy would have to learn to read it from rewards alone.)
 
 Four people read the answers: "in a hurry", "curious", "formal" and "cheerful". Each is an objective. What somebody
 likes is linear in the choices (_LIKES), scaled to [0, 1] over all answers. The dial `rho` sets how far they agree. It
@@ -37,6 +39,7 @@ from vpo_lab.tasks import check_generated, each
 
 WORLD_SEED = 20261126
 ROWS = {"test": 100, "train": 2048}
+ASKED, MORE = 0.75, 0.4
 BONUS, PENALTY, FLAWED = 0.4, 0.5, 0.02
 PEOPLE = ("in_a_hurry", "curious", "formal", "cheerful")
 
@@ -127,11 +130,13 @@ class World:
         ways = {**_WAYS, "flaw": 1 + len(FLAWS[self.flaw])}
         return np.array(list(product(*map(range, ways.values()))))
 
-    @cached_property
-    def reference(self) -> np.ndarray:
+    def start(self, asked: str = ASPECTS[0]) -> np.ndarray:
         """Return the probability of each answer under the start: (N,)."""
         flaw_N, flaws = self.choices[:, 6], len(FLAWS[self.flaw])
         share_N = np.where(flaw_N > 0, FLAWED / max(flaws, 1), 1 - FLAWED if flaws else 1.0)
+        for aspect, said_N in zip(ASPECTS, self.choices[:, 1:4].T, strict=True):
+            chance = ASKED if aspect == asked else MORE
+            share_N = share_N * np.where(said_N, chance, 1 - chance)
         return share_N / share_N.sum()
 
     @property
@@ -154,8 +159,9 @@ class World:
         likes_NJ = np.column_stack(
             [sum(weight * features[name] for name, weight in _LIKES[person].items()) for person in PEOPLE]
         )
-        likes_NJ = likes_NJ - self.reference @ likes_NJ
-        covariance_JJ = (likes_NJ * self.reference[:, None]).T @ likes_NJ
+        start_N = self.start(asked)
+        likes_NJ = likes_NJ - start_N @ likes_NJ
+        covariance_JJ = (likes_NJ * start_N[:, None]).T @ likes_NJ
         mixed_NJ = likes_NJ @ _power(covariance_JJ, -0.5) @ _power(agreement(self.rho), 0.5)
         low_J, high_J = mixed_NJ.min(axis=0), mixed_NJ.max(axis=0)
         return (mixed_NJ - low_J) / (high_J - low_J)
@@ -255,8 +261,9 @@ class TinyJudges:
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
         """Return `n` draws from the start, apart from each other: two of them may be equal."""
-        place, _ = row["gold"].split(" ")
-        drawn = rng.choice(len(self.world.reference), size=n, p=self.world.reference)
+        place, asked = row["gold"].split(" ")
+        start_N = self.world.start(asked)
+        drawn = rng.choice(len(start_N), size=n, p=start_N)
         return ["\n".join(self.world.phrases(self.world.choices[number], place)) for number in drawn]
 
     def short(self, answer: str) -> str:
