@@ -63,14 +63,6 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             truths_BMD = np.reshape(truths_nD, scored.rewards_BMD.shape)
             return truth_metrics(earned(scored), truths_BMD, np.array(hacked_n), reference_KD)
 
-        def log(self, logs, start_time=None):
-            """Add the KL of an answer in nats: TRL logs that of a token."""
-            metrics = self._metrics["train" if self.model.training else "eval"]
-            if metrics.get("kl") and metrics.get("completions/mean_length"):
-                tokens = np.nanmean(metrics["completions/mean_length"]) / self.vpo.candidates
-                metrics["kl_answer"] = [float(np.nanmean(metrics["kl"]) * tokens)]
-            super().log(logs, start_time)
-
         def example(self) -> str:
             """Return the answers of a rollout of the last step, each with its reward vector."""
             if self.scored is None:
