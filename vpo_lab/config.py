@@ -281,7 +281,7 @@ TINY_JUDGES = replace(
     policy=replace(TINY.policy, hidden_size=64, intermediate_size=192, max_answer_tokens=11),
     methods=("grpo", "best_of_set", "vpo"),
     code="",
-    sft=replace(TINY.sft, steps=600),
+    sft=replace(TINY.sft, learning_rate=3e-3),
     # Pairs, because their exact optima are known, see tasks/judges/optimum.py. Rewards are not divided by their spread:
     # divided, a price on KL has no exact meaning.
     rl=replace(
