@@ -16,14 +16,28 @@ from vpo_lab.weights import dirichlet_weights
 WEIGHTS = dirichlet_weights(32, 3, seed=1)
 
 
-def small(n: int = 5, seed: int = 0) -> Answers:
+def small(n: int = 5, seed: int = 0, coupled: bool = False) -> Answers:
     rng = np.random.default_rng(seed)
-    start = rng.dirichlet(np.ones(n))
-    return Answers(start, rng.random((n, 3)), rng.random((n, 3)), rng.random(n) < 0.4)
+    start, pairs = rng.dirichlet(np.ones(n)), None
+    if coupled:
+        pairs = rng.random((n, n))
+        pairs = (pairs + pairs.T) / pairs.sum() / 2
+        start = pairs.sum(axis=0)
+    return Answers(start, rng.random((n, 3)), rng.random((n, 3)), rng.random(n) < 0.4, pairs)
+
+
+def start_of(answers: Answers, order: tuple) -> float:
+    if len(order) == 2 and answers.pairs is not None:
+        return float(answers.pairs[order])
+    return math.prod(answers.start[i] for i in order)
 
 
 def of_world(world: World) -> Answers:
-    return merge(Answers(world.start(), world.proxy(), world.truth(), world.hacked))
+    return merge(whole_of(world))
+
+
+def whole_of(world: World) -> Answers:
+    return Answers(world.start(), world.proxy(), world.truth(), world.hacked, world.pairs())
 
 
 def reward_of(method: str, rows, weights) -> float:
@@ -38,17 +52,18 @@ def enumerated(method: str, answers: Answers, beta: float, m: int) -> dict[tuple
     m = 1 if method == "grpo" else m
     logs = {}
     for order in itertools.product(range(len(answers.start)), repeat=m):
-        start = sum(math.log(answers.start[i]) for i in order)
-        logs[order] = start + reward_of(method, [answers.proxy[i] for i in order], WEIGHTS) / beta
+        logs[order] = (
+            math.log(start_of(answers, order)) + reward_of(method, [answers.proxy[i] for i in order], WEIGHTS) / beta
+        )
     total = logsumexp(list(logs.values()))
     return {order: math.exp(value - total) for order, value in logs.items()}
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize(("m", "coupled"), [(2, False), (2, True), (3, False)])
 @pytest.mark.parametrize("beta", [0.3, 0.02])
-def test_the_optimum_agrees_with_enumeration(method, m, beta):
-    answers = small()
+def test_the_optimum_agrees_with_enumeration(method, m, coupled, beta):
+    answers = small(coupled=coupled)
     policy = Optimum(method, answers, m, WEIGHTS).policy(beta)
     brute = enumerated(method, answers, beta, m)
     assert policy.shares.sum() == pytest.approx(1)
@@ -56,7 +71,7 @@ def test_the_optimum_agrees_with_enumeration(method, m, beta):
         same = sum(p for order, p in brute.items() if sorted(order) == sorted(members))
         assert share == pytest.approx(same, abs=1e-9)
     size = len(next(iter(brute)))
-    kl = sum(p * (math.log(p) - sum(math.log(answers.start[i]) for i in order)) for order, p in brute.items() if p)
+    kl = sum(p * (math.log(p) - math.log(start_of(answers, order))) for order, p in brute.items() if p)
     assert policy.kl == pytest.approx(kl / size, abs=1e-9)
     first = [sum(p for order, p in brute.items() if order[0] == i) for i in range(5)]
     assert policy.answer_shares == pytest.approx(first, abs=1e-9)
@@ -64,10 +79,10 @@ def test_the_optimum_agrees_with_enumeration(method, m, beta):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_solver_finds_the_same_policy(method):
-    answers, beta, m = small(4, seed=3), 0.1, 1 if method == "grpo" else 2
+    answers, beta, m = small(4, seed=3, coupled=True), 0.1, 1 if method == "grpo" else 2
     orders = list(itertools.product(range(4), repeat=m))
     rewards = np.array([reward_of(method, [answers.proxy[i] for i in order], WEIGHTS) for order in orders])
-    log_start = np.array([sum(math.log(answers.start[i]) for i in order) for order in orders])
+    log_start = np.array([math.log(start_of(answers, order)) for order in orders])
 
     def loss(z):
         logs = z - logsumexp(z)
@@ -109,7 +124,7 @@ def test_what_k_answers_are_worth_agrees_with_enumeration(method, m):
 
 def test_merging_changes_nothing_that_is_measured():
     world, weights = World(-0.9, "shared"), dirichlet_weights(16, 4)
-    whole = Answers(world.start(), world.proxy(), world.truth(), world.hacked)
+    whole = whole_of(world)
     merged = merge(whole)
     assert len(merged.start) < len(whole.start) and merged.start.sum() == pytest.approx(1)
     for method in METHODS:
@@ -155,14 +170,17 @@ def test_one_taste_makes_the_vector_useless_and_opposed_tastes_make_it_pay():
 
 def test_a_price_per_choice_settles_at_the_optimum_only_for_sums():
     world = World(0.0)
-    answers = Answers(world.start(), world.proxy(), world.truth(), world.hacked)
+    answers, couplings = whole_of(world), world.couplings()
     ways = (3, 2, 2, 2, 2, 2, 1, 2)
     for beta in (0.1, 0.01):
         exact, found = Optimum("grpo", answers).policy(beta), settled("grpo", answers, ways, beta)
         assert found.shares == pytest.approx(exact.shares, abs=1e-9)
     weights = dirichlet_weights(32, 4)
     exact = Optimum("best_of_set", answers, weights=weights).policy(0.03)
-    found = settled("best_of_set", answers, ways, 0.03, weights=weights)
+    found = settled("best_of_set", answers, ways, 0.03, weights=weights, couplings=couplings)
+    assert found.start.sum() == pytest.approx(1)
+    free = settled("best_of_set", answers, ways, 1e6, couplings=couplings)  # a price that nobody pays
+    assert free.shares == pytest.approx(free.start, rel=1e-4)
     assert found.shares.sum() == pytest.approx(1)
     objective = [p.reward - 0.03 * 2 * p.kl for p in (exact, found)]
     assert objective[1] < objective[0] - 1e-3 and found.kl > exact.kl
@@ -186,5 +204,9 @@ def test_what_has_no_optimum_here_is_refused():
         Optimum("grpo", small()).policy(0.0)
     with pytest.raises(LabError, match="sets of 3"):
         Optimum("vpo", of_world(World(0.0, "own")), 3)
+    with pytest.raises(LabError, match="coupled"):
+        Optimum("vpo", small(coupled=True), 3)
+    with pytest.raises(LabError, match="symmetric"):
+        Answers(np.full(2, 0.5), np.ones((2, 1)), np.ones((2, 1)), np.zeros(2) > 1, np.eye(2))
     with pytest.raises(LabError, match="sums to"):
         Answers(np.ones(2), np.ones((2, 1)), np.ones((2, 1)), np.zeros(2) > 1)

@@ -98,9 +98,14 @@ def test_the_start_is_what_is_demonstrated():
     rng, row = np.random.default_rng(0), task.load(None, "train")[0]
     place, asked = row["gold"].split(" ")
     drawn = [task.world.index(answer, place) for answer in task.demonstrations(row, 40_000, rng)]
+    openings_N = task.world.choices[drawn, 0]
+    alike = (openings_N[1:] == openings_N[:-1]).mean()
+    assert alike == pytest.approx((1 - tiny.HABIT) / 3, abs=0.01)  # of two answers that follow each other
     counts_N = np.bincount(drawn, minlength=960)
     reference_N = task.world.start(asked)
     assert reference_N.sum() == pytest.approx(1) and reference_N[task.world.hacked].sum() == pytest.approx(0.02)
+    pairs_NN = task.world.pairs(asked)
+    assert np.allclose(pairs_NN, pairs_NN.T) and np.allclose(pairs_NN.sum(axis=1), reference_N)
     flaw_N = task.world.choices[:, 6]
     for flaw in range(5):
         assert counts_N[flaw_N == flaw].sum() / 40_000 == pytest.approx(reference_N[flaw_N == flaw].sum(), abs=3e-3)

@@ -36,7 +36,12 @@ FILES = {"exact": "exact.csv", "truths": "truths.csv", "curves": "curves.csv.gz"
 
 def answers_of(world: World) -> Answers:
     """Return the different answers of a world, those that nobody tells apart as one."""
-    return merge(Answers(world.start(), world.proxy(), world.truth(), world.hacked))
+    return merge(all_answers(world))
+
+
+def all_answers(world: World) -> Answers:
+    """Return all answers of a world, in the order of its `choices`."""
+    return Answers(world.start(), world.proxy(), world.truth(), world.hacked, world.pairs())
 
 
 def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
@@ -53,10 +58,10 @@ def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
         optimum = Optimum(method, answers, m)
         rows += [row for price in prices for row in _exact(name, method, "optimum", price, optimum.policy(price))]
         if not world.flaw:
-            whole = Answers(world.start(), world.proxy(), world.truth(), world.hacked)
-            ways = world.choices.max(axis=0) + 1
+            whole, ways = all_answers(world), world.choices.max(axis=0) + 1
             for price in sorted({*prices} & {*SETTLED}, reverse=True):
-                rows += _exact(name, method, "settled", price, settled(method, whole, ways, price, m))
+                policy = settled(method, whole, ways, price, m, couplings=world.couplings())
+                rows += _exact(name, method, "settled", price, policy)
         if world.flaw == "own" and world.rho == 0:
             optimum = Optimum(method, answers_of(World(world.rho, world.flaw, doubted=True)), m)
             rows += [row for price in prices for row in _exact(name, method, "doubted", price, optimum.policy(price))]

@@ -1,12 +1,12 @@
 """Exact optimal policies under a price on KL, where all answers can be listed. numpy only.
 
 A policy that maximises E[R] - beta KL(policy || start) is the start times exp(R / beta), normalised. For GRPO the
-outcome is one answer and R its mean reward; for best_of_set and VPO it is a set of M answers, and the start draws its
-members apart from each other. Both rewards of a set ignore the order of its members, so a set is kept once, with the
-number of its orders: N + M - 1 choose M sets instead of N**M. `merge` first makes one of answers that nobody tells
-apart. In the worlds of `tiny` that leaves 144, 288 or 720 answers: 10,440, 41,616 or 259,560 pairs, and 508,080 triples
-of 144. A chain that is written answer by answer reaches the same optimum; its first answer is drawn from
-`Policy.answer_shares`, as all orders of a set are equally likely.
+outcome is one answer and R its mean reward; for best_of_set and VPO it is a set of M answers. The start draws its
+members apart from each other, or as `Answers.pairs` says. Both rewards of a set ignore the order of its members, so a
+set is kept once, with the number of its orders: N + M - 1 choose M sets instead of N**M. `merge` first makes one of
+answers that nobody tells apart. In the worlds of `tiny` that leaves 144, 288 or 720 answers: 10,440, 41,616 or 259,560
+pairs, and 508,080 triples of 144. A chain that is written answer by answer reaches the same optimum; its first answer
+is drawn from `Policy.answer_shares`, as all orders of a set are equally likely.
 
 What k answers are worth is exact too: k / M sets are drawn apart from each other, somebody with preference weights w
 picks the answer that scores best, and the chance that it is answer n is a difference of powers. Only the mean over w
@@ -45,6 +45,7 @@ class Answers:
     proxy: np.ndarray  # (N, D) in [0, 1], what is trained
     truth: np.ndarray  # (N, D) in [0, 1], what is measured
     hacked: np.ndarray  # (N,) bool
+    pairs: np.ndarray | None = None  # (N, N) of chains of two, symmetric, its sums `start`; None: drawn apart
 
     def __post_init__(self):
         n = len(self.start)
@@ -53,14 +54,21 @@ class Answers:
             raise LabError(f"answers of shapes {shapes}: expected (N,), (N, D), (N, D), (N,)")
         if not (self.start > 0).all() or not math.isclose(self.start.sum(), 1.0, abs_tol=1e-9):
             raise LabError(f"the start sums to {self.start.sum():.6f}: give N positive probabilities that sum to 1")
+        if self.pairs is not None and not (
+            np.allclose(self.pairs, self.pairs.T) and np.allclose(self.pairs.sum(axis=0), self.start)
+        ):
+            raise LabError("pairs of the start are not symmetric, or do not sum to it: give an (N, N) that does")
 
 
 def merge(answers: Answers, decimals: int = 12) -> Answers:
     """Return the answers with those of equal proxy, truth and flaw as one; nothing that is measured changes."""
     rows = np.column_stack([answers.proxy, answers.truth, answers.hacked]).round(decimals)
     _, first, number = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    start = np.bincount(number.ravel(), weights=answers.start)
-    return Answers(start / start.sum(), answers.proxy[first], answers.truth[first], answers.hacked[first])
+    start, pairs = np.bincount(number.ravel(), weights=answers.start), answers.pairs
+    if pairs is not None:
+        member_Nn = np.eye(len(first))[number.ravel()]
+        pairs = member_Nn.T @ pairs @ member_Nn
+    return Answers(start / start.sum(), answers.proxy[first], answers.truth[first], answers.hacked[first], pairs)
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,13 @@ class Optimum:
                 best_NK = np.maximum(best_NK, utility_NK[number])
             rewards.append(best_NK.mean(axis=1))
         self.members, self.rewards = np.concatenate(members), np.concatenate(rewards)  # (S, M), (S,)
-        self.start = np.exp(np.log(answers.start)[self.members].sum(axis=1)) * _orders(self.members)
+        if m == 2 and answers.pairs is not None:
+            one, two = self.members.T
+            self.start = answers.pairs[one, two] * _orders(self.members)
+        elif m > 2 and answers.pairs is not None:
+            raise LabError(f"a start of coupled pairs says nothing about sets of {m}: leave `pairs` out, or take M = 2")
+        else:
+            self.start = np.exp(np.log(answers.start)[self.members].sum(axis=1)) * _orders(self.members)
 
     def policy(self, beta: float) -> Policy:
         """Return the policy that maximises E[R] - beta KL(set), exactly. LabError unless beta is positive."""
@@ -204,13 +218,15 @@ def settled(
     beta: float,
     m: int = 2,
     weights: np.ndarray | None = None,
+    couplings: Sequence[np.ndarray] | None = None,
 ) -> Policy:
     """Return where a training settles that prices the KL of each choice, and not what it leads to.
 
-    An answer is a row of choices, `ways` of each, the last one running fastest: N is their product, and the start draws
-    each choice apart from the others. Its loss weighs a token by E[R] afterwards and its own KL, so every choice is
-    the start times exp(E[R after it] / beta). The optimum would take off the KL that comes later. The two agree where
-    R is a sum over choices, as GRPO's is in `tiny`; a set's reward is none. M = 1 or 2. LabError for other shapes.
+    An answer is a row of choices, `ways` of each, the last one running fastest: N is their product. The start draws each
+    choice apart from the others, but for the same choice of the answer before it (`couplings`, (W, W) each). The loss
+    weighs a token by E[R] afterwards and its own KL, so every choice is the start times exp(E[R after it] / beta). The
+    optimum would take off the KL that comes later. The two agree where R is a sum over choices, as GRPO's is in `tiny`;
+    a set's reward is none. M = 1 or 2. LabError for other shapes.
     """
     n = len(answers.start)
     m = 1 if method == "grpo" else m
@@ -221,18 +237,25 @@ def settled(
         rewards = utility_NK.mean(axis=1)
     else:
         rewards = np.concatenate([np.maximum(one_K, utility_NK).mean(axis=1) for one_K in utility_NK])
-    start = answers.start.reshape(tuple(ways))
-    each_way = [start.sum(axis=tuple(j for j in range(start.ndim) if j != i)) for i in range(start.ndim)] * m
+    start, count = answers.start.reshape(tuple(ways)), len(ways)
+    each_way = [start.sum(axis=tuple(j for j in range(count) if j != i)) for i in range(count)]
     value, chosen = rewards.reshape(shape), []
-    for start_W in reversed(each_way):
-        shares = np.exp(np.log(start_W) + (value - value.max(axis=-1, keepdims=True)) / beta)
+    for axis in reversed(range(count * m)):
+        chance = each_way[axis % count]
+        if axis >= count and couplings is not None:  # given the same choice of the first answer
+            coupling_WW = couplings[axis - count]
+            view = [1] * value.ndim
+            view[axis - count] = view[-1] = len(coupling_WW)
+            chance = (coupling_WW / coupling_WW.sum(axis=1, keepdims=True)).reshape(view)
+        shares = chance * np.exp((value - value.max(axis=-1, keepdims=True)) / beta)
         chosen.append(shares := shares / shares.sum(axis=-1, keepdims=True))
         value = (shares * value).sum(axis=-1)
     shares = np.ones(())
     for one in reversed(chosen):
         shares = shares[..., None] * one
     members = np.indices((n,) * m).reshape(m, -1).T
-    start_S = np.exp(np.log(answers.start)[members].sum(axis=1))
+    apart_S = np.exp(np.log(answers.start)[members].sum(axis=1))
+    start_S = apart_S if m == 1 or answers.pairs is None else answers.pairs.ravel()
     return Policy(answers, members, shares.ravel(), start_S, rewards)
 
 

@@ -6,8 +6,10 @@ A request asks one of three things about one of twelve places: when it opens, wh
 answer is a few phrases, a line each, in this order: an opening (plain, warm or formal), none to all of the three facts
 about the place, a hedge or none, a joke or none, and a closing (casual or formal). That is 192 answers to a request.
 The warmup demonstrates each choice apart from the others: the fact that was asked for with probability ASKED, another
-fact with MORE, all else with equal chances. So the start is known exactly. (If the warmup did not heed the question, a
-policy would have to learn to read it from rewards alone.)
+fact with MORE, all else with equal chances. In a chain an answer makes each choice otherwise than the one before it
+more often than by chance (HABIT), and any answer for itself is drawn as a single one. So the start is known exactly.
+(If the warmup heeded neither the question nor the earlier answer, a policy would have to learn to look at them from
+rewards alone: it did not within 150 steps.)
 
 Four people read the answers: "in a hurry", "curious", "formal" and "cheerful". Each is an objective. What somebody
 likes is linear in the choices (_LIKES), scaled to [0, 1] over all answers. The dial `rho` sets how far they agree. It
@@ -39,7 +41,7 @@ from vpo_lab.tasks import check_generated, each
 
 WORLD_SEED = 20261126
 ROWS = {"test": 100, "train": 2048}
-ASKED, MORE = 0.75, 0.4
+ASKED, MORE, HABIT = 0.75, 0.4, 0.3
 BONUS, PENALTY, FLAWED = 0.4, 0.5, 0.02
 PEOPLE = ("in_a_hurry", "curious", "formal", "cheerful")
 
@@ -130,14 +132,35 @@ class World:
         ways = {**_WAYS, "flaw": 1 + len(FLAWS[self.flaw])}
         return np.array(list(product(*map(range, ways.values()))))
 
+    def chances(self, asked: str = ASPECTS[0]) -> list[np.ndarray]:
+        """Return the probability of each way to make a choice under the start, for all choices: 8 times (W,)."""
+        flaws = len(FLAWS[self.flaw])
+        chances = {name: np.full(ways, 1 / ways) for name, ways in _WAYS.items()}
+        for aspect in ASPECTS:
+            said = ASKED if aspect == asked else MORE
+            chances[aspect] = np.array([1 - said, said])
+        if flaws:
+            chances["flaw"] = np.array([1 - FLAWED, *[FLAWED / flaws] * flaws])
+        return list(chances.values())
+
+    def couplings(self, asked: str = ASPECTS[0]) -> list[np.ndarray]:
+        """Return how an answer and the next of its chain choose together: 8 times (W, W), both sums `chances`."""
+        names, chances = list(_WAYS), self.chances(asked)
+        return [
+            _coupled(chance_W, 0.0 if name == "flaw" else HABIT) for name, chance_W in zip(names, chances, strict=True)
+        ]
+
     def start(self, asked: str = ASPECTS[0]) -> np.ndarray:
         """Return the probability of each answer under the start: (N,)."""
-        flaw_N, flaws = self.choices[:, 6], len(FLAWS[self.flaw])
-        share_N = np.where(flaw_N > 0, FLAWED / max(flaws, 1), 1 - FLAWED if flaws else 1.0)
-        for aspect, said_N in zip(ASPECTS, self.choices[:, 1:4].T, strict=True):
-            chance = ASKED if aspect == asked else MORE
-            share_N = share_N * np.where(said_N, chance, 1 - chance)
-        return share_N / share_N.sum()
+        chosen = zip(self.chances(asked), self.choices.T, strict=True)
+        return np.prod([chance_W[choice_N] for chance_W, choice_N in chosen], axis=0)
+
+    def pairs(self, asked: str = ASPECTS[0]) -> np.ndarray:
+        """Return the probability of each chain of two answers under the start: (N, N), symmetric."""
+        pairs_NN = np.ones((len(self.choices), len(self.choices)))
+        for coupling_WW, choice_N in zip(self.couplings(asked), self.choices.T, strict=True):
+            pairs_NN *= coupling_WW[np.ix_(choice_N, choice_N)]
+        return pairs_NN
 
     @property
     def hacked(self) -> np.ndarray:
@@ -200,6 +223,20 @@ def _texts(world: World, place: str) -> dict[str, int]:
     return {"\n".join(world.phrases(row, place)): number for number, row in enumerate(world.choices)}
 
 
+def _coupled(chance_W: np.ndarray, habit: float) -> np.ndarray:
+    """Draw two choices apart from each other, or with probability `habit` as unlike as chances allow: (W, W)."""
+    ways = len(chance_W)
+    apart_WW = np.outer(chance_W, chance_W)
+    if ways == 1 or not habit:
+        return apart_WW
+    if ways == 2:
+        rare = chance_W.min()
+        unlike_WW = np.array([[chance_W[0] - rare, rare], [rare, chance_W[1] - rare]])
+    else:  # all ways have equal chances
+        unlike_WW = (1 - np.eye(ways)) / (ways * (ways - 1))
+    return (1 - habit) * apart_WW + habit * unlike_WW
+
+
 def agreement(rho: float) -> np.ndarray:
     """Return the correlations of the four people that a dial asks for: (J, J)."""
     if rho >= 0:
@@ -260,11 +297,16 @@ class TinyJudges:
         ]
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
-        """Return `n` draws from the start, apart from each other: two of them may be equal."""
+        """Return `n` answers as the start draws a chain of them: two may be equal."""
         place, asked = row["gold"].split(" ")
-        start_N = self.world.start(asked)
-        drawn = rng.choice(len(start_N), size=n, p=start_N)
-        return ["\n".join(self.world.phrases(self.world.choices[number], place)) for number in drawn]
+        columns = []
+        for coupling_WW in self.world.couplings(asked):
+            chosen = [rng.choice(len(coupling_WW), p=coupling_WW.sum(axis=0))]
+            for _ in range(n - 1):
+                row_W = coupling_WW[chosen[-1]]
+                chosen.append(rng.choice(len(row_W), p=row_W / row_W.sum()))
+            columns.append(chosen)
+        return ["\n".join(self.world.phrases(choices, place)) for choices in zip(*columns, strict=True)]
 
     def short(self, answer: str) -> str:
         """Return an answer in one line."""
