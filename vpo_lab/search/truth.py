@@ -19,14 +19,15 @@ def truths_of(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     LabError if the task knows no truth.
     """
     task = get_task(pool.task)
-    if not hasattr(task, "truth"):
-        raise LabError(f"{pool.task} knows no truth: give the task a method truth(answers, rows)")
+    truth, hacked = getattr(task, "truth", None), getattr(task, "hacked", None)
+    if truth is None or hacked is None:
+        raise LabError(f"{pool.task} knows no truth: give the task methods truth and hacked (answers, rows)")
     by_id = {row["id"]: row for row in task.load(None, "test")}
     size = pool.rewards_NCMD[0, ..., 0].size
     rows = [by_id[name] for name in pool.ids for _ in range(size)]
     answers = [answer for request in pool.answers for chain in request for answer in chain]
-    truths_nD = np.asarray(task.truth(answers, rows), dtype=float)  # pyright: ignore
-    hacked_n = np.asarray(task.hacked(answers, rows), dtype=float)  # pyright: ignore
+    truths_nD = np.asarray(truth(answers, rows), dtype=float)
+    hacked_n = np.asarray(hacked(answers, rows), dtype=float)
     return truths_nD.reshape(pool.rewards_NCMD.shape), hacked_n.reshape(pool.rewards_NCMD.shape[:3])
 
 

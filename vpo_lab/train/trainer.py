@@ -53,13 +53,14 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
 
         def _true_worth(self, scored) -> dict[str, float]:
             """Return what the rollouts are really worth, where the task knows it; nothing of it is trained."""
-            if not hasattr(task, "truth"):
+            truth, hacked = getattr(task, "truth", None), getattr(task, "hacked", None)
+            if truth is None or hacked is None:
                 return {}
             m = scored.rewards_BMD.shape[1]
             rows = [row_of[row["id"]] for row in scored.inputs for _ in range(m)]
             split = (split_chain(text_of(completion), m) for completion in scored.completions)
             answers = [answer for chain in split for answer in chain]
-            truths_nD, hacked_n = (gather(list(of(answers, rows)))[0] for of in (task.truth, task.hacked))
+            truths_nD, hacked_n = (gather(list(of(answers, rows)))[0] for of in (truth, hacked))
             truths_BMD = np.reshape(truths_nD, scored.rewards_BMD.shape)
             return truth_metrics(earned(scored), truths_BMD, np.array(hacked_n), reference_KD)
 

@@ -222,11 +222,11 @@ def settled(
 ) -> Policy:
     """Return where a training settles that prices the KL of each choice, and not what it leads to.
 
-    An answer is a row of choices, `ways` of each, the last one running fastest: N is their product. The start draws each
-    choice apart from the others, but for the same choice of the answer before it (`couplings`, (W, W) each). The loss
-    weighs a token by E[R] afterwards and its own KL, so every choice is the start times exp(E[R after it] / beta). The
-    optimum would take off the KL that comes later. The two agree where R is a sum over choices, as GRPO's is in `tiny`;
-    a set's reward is none. M = 1 or 2. LabError for other shapes.
+    An answer is a row of choices, `ways` of each, the last one running fastest: N is their product. The start draws
+    each choice apart from the others, but for the same choice of the answer before it (`couplings`, (W, W) each). The
+    loss weighs a token by E[R] afterwards and its own KL, so every choice is the start times exp(E[R after it] / beta).
+    The optimum would take off the KL that comes later. The two agree where R is a sum over choices, as GRPO's is in
+    `tiny`; a set's reward is none. M = 1 or 2. LabError for other shapes.
     """
     n = len(answers.start)
     m = 1 if method == "grpo" else m
