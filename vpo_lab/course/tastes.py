@@ -127,7 +127,7 @@ def read_judges(folder: str | Path) -> dict[str, pd.DataFrame]:
 
 def over_seeds(rows: pd.DataFrame, column: str) -> np.ndarray:
     """Return (mean, least, most) of a column over training seeds."""
-    by_seed = rows.groupby("seed")[column].mean()
+    by_seed = np.asarray(rows.groupby("seed")[column].mean(), dtype=float)
     return np.array([by_seed.mean(), by_seed.min(), by_seed.max()])
 
 
@@ -172,7 +172,9 @@ def remedies(
         "a true judge picks": (truths.query("price == 0.01"), "best"),
     }
     found = {remedy: _by_method(part, column) for remedy, (part, column) in rows.items()}
-    stopped = curves[curves.kl_answer >= stop_at].sort_values("step").groupby(["method", "seed"]).first().reset_index()
+    stopped = (
+        curves.query("kl_answer >= @stop_at").sort_values("step").groupby(["method", "seed"]).first().reset_index()
+    )
     found[f"stopped at {stop_at:g} nats (rollouts)"] = _by_method(stopped, "truth")
     return {remedy: row for remedy, row in found.items() if row}
 
