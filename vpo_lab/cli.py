@@ -153,16 +153,19 @@ def figures(
         str, typer.Option(help="CSV files of an experiment, if there are any.")
     ] = "results/experiment",
     code: Annotated[str, typer.Option(help="CSV files of an experiment on code, if there are any.")] = "results/code",
+    judges: Annotated[str, typer.Option(help="CSV files of an experiment on judges, if any.")] = "results/judges",
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
     """Draw the figures from saved results, without training."""
-    from vpo_lab.course.figures import draw_code_figures, draw_experiment_figures, draw_figures
+    from vpo_lab.course.figures import draw_code_figures, draw_experiment_figures, draw_figures, draw_judges_figures
 
     paths = draw_figures(_path(results), _path(out))
     if _path(experiment).is_dir():
         paths += draw_experiment_figures(_path(experiment), _path(out))
     if _path(code).is_dir():
         paths += draw_code_figures(_path(code), _path(out))
+    if _path(judges).is_dir():
+        paths += draw_judges_figures(_path(judges), _path(out))
     for path in paths:
         print(path)
 

@@ -63,6 +63,7 @@ class RL:
     search_k: int = 4  # vpo_search scores a chain for what it adds to a search over this many
     at_k: int = 0  # k of max_at_k; 0: half of the group
     kl: float = 0.0  # beta: the price of a nat between the policy and its warmup, in every token
+    scale_rewards: bool = True  # grpo, best_of_set and vpo: divide by the spread of a group, as GRPO does
     schedule: str = "constant_with_warmup"  # of the learning rate
     temperature: float = 1.0
     micro_rollouts: int = 0  # rollouts per forward pass; 0: all at once
@@ -292,6 +293,31 @@ TINY_HOPS = replace(
     rl=replace(TINY_CHAIN.rl, train_rows=2048),  # long questions only, see tasks/musique/tiny.py
 )
 
+TINY_JUDGES = replace(
+    TINY,
+    name="tiny_judges",
+    task="tiny_judges",
+    policy=replace(TINY.policy, hidden_size=64, intermediate_size=192, max_answer_tokens=11),
+    methods=("grpo", "best_of_set", "vpo"),
+    code="",
+    sft=replace(TINY.sft, learning_rate=3e-3),
+    # Pairs, because their exact optima are known, see tasks/judges/optimum.py. Rewards are not divided by their spread:
+    # divided, a price on KL has no exact meaning.
+    rl=replace(
+        TINY.rl,
+        steps=250,
+        rollouts=96,
+        group_size=6,
+        candidates=2,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=10,
+        scale_rewards=False,
+    ),
+    evaluation=replace(TINY.evaluation, budgets=(1, 2, 6, 12, 24)),
+    minutes="not measured yet",
+)
+
 QWEN = Profile(
     name="qwen3-1.7b",
     task="toolrl",
@@ -405,6 +431,11 @@ PROFILES = {
             sft=replace(SMOKE.sft, train_rows=0),
             methods=("grpo", "vpo"),
             code="",
+        ),
+        TINY_JUDGES,
+        *(
+            replace(TINY_JUDGES, name=f"tiny_judges_{world}", task=f"tiny_judges_{world}")
+            for world in ("one_taste", "opposed", "flawed", "own_flaws", "opposed_own_flaws")
         ),
         QWEN,
         CODER,

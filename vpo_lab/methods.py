@@ -110,12 +110,15 @@ def utilities(rewards_PGMD: np.ndarray, weights_PKD: np.ndarray) -> np.ndarray:
     return utility_PNK.reshape(groups, group_size, answers, -1)
 
 
-def group_normalize(scores_PG: np.ndarray) -> np.ndarray:
+def group_normalize(scores_PG: np.ndarray, scale_rewards: bool = True) -> np.ndarray:
     """Return GRPO's advantage: (score - group mean) / (group std + 1e-6), 0 where the group is constant.
 
-    (P, G) -> (P, G), population std. Source: DeepSeekMath (arXiv 2402.03300); the constants are VPO's.
+    (P, G) -> (P, G), population std. Source: DeepSeekMath (arXiv 2402.03300); the constants are VPO's. Without
+    `scale_rewards` the mean alone is taken off, as in Dr. GRPO (arXiv 2503.20783).
     """
     centered_PG = scores_PG - scores_PG.mean(axis=1, keepdims=True)
+    if not scale_rewards:
+        return centered_PG
     std_P1 = scores_PG.std(axis=1, keepdims=True)
     return np.where(std_P1 < EPSILON, 0.0, centered_PG / (std_P1 + EPSILON))
 
@@ -123,7 +126,7 @@ def group_normalize(scores_PG: np.ndarray) -> np.ndarray:
 # --- VPO --------------------------------------------------------------------------------------
 
 
-def vpo(batch, rng, *, weight_draws=128, alpha=1.0):
+def vpo(batch, rng, *, weight_draws=128, alpha=1.0, scale_rewards=True):
     """Score every *set* of answers by its best one under random weights, then do what GRPO does: (P, G).
 
     R(S) = mean over w ~ Dirichlet(alpha) of max over the M answers of w.r: an answer pays if it is the
@@ -132,7 +135,7 @@ def vpo(batch, rng, *, weight_draws=128, alpha=1.0):
     """
     weights_PKD = batch.draw_weights(weight_draws, alpha, rng)
     utility_PGMK = utilities(batch.rewards_PGMD, weights_PKD)
-    return group_normalize(utility_PGMK.max(axis=2).mean(axis=2))
+    return group_normalize(utility_PGMK.max(axis=2).mean(axis=2), scale_rewards)
 
 
 # --- Beyond the paper: an advantage per answer, and a search over several chains ----------------
@@ -254,9 +257,9 @@ def pairwise_l1(batch: Batch) -> np.ndarray:
 # --- Its neighbours ---------------------------------------------------------------------------
 
 
-def grpo(batch, rng):
+def grpo(batch, rng, *, scale_rewards=True):
     """Compare single numbers, the plain mean of objectives and answers: GRPO (arXiv 2402.03300), (P, G)."""
-    return group_normalize(batch.means_PGM.mean(axis=2))
+    return group_normalize(batch.means_PGM.mean(axis=2), scale_rewards)
 
 
 def gdpo(batch, rng):

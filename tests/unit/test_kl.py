@@ -77,10 +77,24 @@ def test_the_reference_is_the_warmup(made, tmp_path, monkeypatch):
     assert torch.allclose(reference, wanted, atol=1e-5)
     assert not torch.allclose(trained, wanted, atol=1e-4)
     kls = [entry["kl"] for entry in run.stage("grpo").log()]
-    assert kls[0] == pytest.approx(0, abs=1e-4) and kls[-1] > 0
+    assert kls[0] == pytest.approx(0, abs=1e-4) and kls[-1] > max(1e-3, 10 * abs(kls[0]))
+    for entry in run.stage("grpo").log():
+        assert entry["kl_answer"] == pytest.approx(entry["kl"] * entry["completions/mean_length"], abs=1e-5)
     again, _ = load_policy(profile, get_task(LETTERS), policy, seed=0)  # what was published is the trained policy
     with torch.no_grad():
         assert torch.allclose(again(input_ids=ids).logits, trained, atol=1e-5)
+
+
+def test_the_kl_of_a_chain_is_told_for_each_answer(tmp_path):
+    profile, run = scratch(tmp_path), Run(tmp_path / "run")
+    run.folder.mkdir()
+    train_sft(profile, run, seed=0)
+    train_rl(profile, "vpo", run, seed=0)
+    log = run.stage("vpo").log()
+    assert log[0]["kl_answer"] == pytest.approx(0, abs=1e-4) and log[-1]["kl_answer"] > 1e-3
+    for entry in log:
+        tokens = entry["completions/mean_length"] / profile.rl.candidates
+        assert entry["kl_answer"] == pytest.approx(entry["kl"] * tokens, abs=1e-5)
 
 
 def test_a_negative_price_is_refused():

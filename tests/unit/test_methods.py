@@ -279,6 +279,18 @@ def test_a_group_without_variance_gets_exactly_zero(name):
     assert (advantages(name, np.full((2 * G, M, D), 0.1)) == 0).all()
 
 
+def test_rewards_that_are_not_scaled_keep_their_size_and_lose_their_mean():
+    rewards_BMD = batch()
+    scalar_PG = rewards_BMD.mean(axis=(1, 2)).reshape(-1, G)
+    plain = advantages("grpo", rewards_BMD, scale_rewards=False)
+    assert plain == pytest.approx((scalar_PG - scalar_PG.mean(axis=1, keepdims=True)).ravel())
+    for name in ("vpo", "best_of_set"):
+        plain_PG = advantages(name, rewards_BMD, scale_rewards=False).reshape(-1, G)
+        scaled_PG = advantages(name, rewards_BMD).reshape(-1, G)
+        assert scaled_PG * plain_PG.std(axis=1, keepdims=True) == pytest.approx(plain_PG, abs=1e-4)
+        assert 0.1 * plain_PG.ravel() == pytest.approx(advantages(name, 0.1 * rewards_BMD, scale_rewards=False))
+
+
 def test_group_normalize_of_rounding_noise_is_zero():
     assert (group_normalize(np.array([[0.3, 0.1 + 0.2, 0.3, 0.3]])) == 0).all()
     assert group_normalize(np.array([[0.0, 1.0]]))[0] == pytest.approx([-1, 1], abs=1e-5)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vpo_lab.config import PROFILES, Profile, checked_seed, differences, get_profile
+from vpo_lab.course.tastes import exact_rows, truth_rows
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.metrics import crossed_bootstrap, reward_diversity
@@ -38,6 +39,9 @@ from vpo_lab.train.sft import train_sft
 
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 CODE = ("tiny_code", "tiny_repair")  # the worlds of notebook 06: vpo-lab experiment --world tiny_code
+JUDGES = ("tiny_judges", "tiny_judges_opposed")  # the worlds of KL and hacking, see course/tastes.py
+FLAWED = ("tiny_judges_flawed", "tiny_judges_own_flaws", "tiny_judges_opposed_own_flaws")
+PRICES = (0.1, 0.03, 0.01, 0.003)  # of a nat of KL, in these worlds
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
 SETTINGS = "settings.json"
@@ -82,8 +86,22 @@ def _ablation(
     return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, 3, label, changes)
 
 
+def _priced(method: str, price: float) -> Variant:
+    """A method with a price on KL in the worlds of judges; two prices are enough where judges have flaws."""
+    worlds = JUDGES + FLAWED * (price in PRICES[::2])
+    return Variant(method, {"rl.kl": price}, worlds=worlds, label=f"{method_label(method)}, KL {price:g}")
+
+
+def _doubted(method: str, price: float = PRICES[2]) -> Variant:
+    """The same where every person has a second judge, and the lower score counts."""
+    changes = {"rl.kl": price, "task": "tiny_judges_own_flaws_doubted"}
+    return Variant(method, changes, worlds=FLAWED[1:2], label=f"{method_label(method)}, two judges")
+
+
+PRICED = ("grpo", "best_of_set", "vpo")
+
 VARIANTS = {
-    "sft": Variant("sft", worlds=WORLDS + CODE),
+    "sft": Variant("sft", worlds=WORLDS + CODE + JUDGES + FLAWED),
     "grpo": Variant("grpo", worlds=WORLDS + CODE),
     "grpo_kl0.2": Variant("grpo", {"rl.kl": 0.2}, worlds=CODE[:1]),
     "gdpo": Variant("gdpo"),
@@ -113,12 +131,19 @@ VARIANTS = {
     "m5": _ablation("M = 5 answers", "answers in a set", start="sft_m5", candidates=5, group_size=4, rollouts=40),
     "temperature0.7": _ablation("temperature 0.7", "sampling", temperature=0.7),
     "temperature1.3": _ablation("temperature 1.3", "sampling", temperature=1.3),
+    **{f"{method}_kl{price:g}": _priced(method, price) for method, price in product(PRICED, PRICES)},
+    **{f"{method}_doubted": _doubted(method) for method in PRICED},
 }
 
 
 def label(name: str) -> str:
     """Return what to call a variant in a figure: its own label, else that of its method."""
     return (name in VARIANTS and VARIANTS[name].label) or method_label(name)
+
+
+def budgets_of(world: str) -> tuple[int, ...]:
+    """Return the budgets k at which a world is measured: where chains hold two answers, multiples of two."""
+    return get_profile(world).evaluation.budgets if world in JUDGES + FLAWED else BUDGETS
 
 
 def renamed(names: Iterable[str]) -> Callable[[str], str]:
@@ -167,7 +192,8 @@ class Job:
     def pools(self) -> tuple[str, ...]:
         """Name the candidate pools it leaves: the usual start is asked for single answers and for chains."""
         names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
-        return (*names, *(f"{name}@{self.other}" for name in names if VARIANTS[self.variant].seeds == SEEDS))
+        main = VARIANTS[self.variant].seeds == SEEDS and self.world not in JUDGES + FLAWED
+        return (*names, *(f"{name}@{self.other}" for name in names if main))
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -222,7 +248,7 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
     """Return the jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
 
     Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
-    A world besides WORLDS and CODE may be any profile: it then runs every variant that is asked for.
+    A world besides WORLDS, CODE, JUDGES and FLAWED may be any profile: it then runs every variant that is asked for.
     """
     worlds, variants, seeds = list(worlds) or list(WORLDS), list(variants) or list(VARIANTS), list(seeds)
     for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, PROFILES)):
@@ -234,7 +260,8 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
         checked_seed(seed)
     for ablations, seed, world, name in product((False, True), seeds or range(SEEDS), worlds, variants):
         variant = VARIANTS[name]
-        wanted = (world in variant.worlds or world not in WORLDS + CODE) and (seeds or seed < variant.seeds)
+        known = WORLDS + CODE + JUDGES + FLAWED
+        wanted = (world in variant.worlds or world not in known) and (seeds or seed < variant.seeds)
         if wanted and (variant.seeds < SEEDS) == ablations:
             job = Job(root, world, name, seed)
             jobs.update({job.start: None} if job.start else {})
@@ -346,6 +373,7 @@ def _progress(job: Job) -> float:
 # --- CSV --------------------------------------------------------------------------------------
 
 PROFILED = ("set_reward", "mean_reward", "best_of_rollout", "best_of_group", "distinct_rollouts", "entropy")
+TRUTHS = ("kl_answer", "truth", "mean_truth", "hacked")  # logged where there is a price on KL, and a truth
 
 
 def collect(done: list[Job], out: Path) -> list[Path]:
@@ -353,10 +381,11 @@ def collect(done: list[Job], out: Path) -> list[Path]:
 
     One row per job; per job and budget; per job and logged step (means over 10 steps); and per
     variant and budget, with 95% intervals over seeds and requests. The examples are the first sets of
-    a few requests. Where policies searched: search.csv, a row per job and problem. What is there already of worlds
-    that these jobs do not touch is kept. Returns the paths.
+    a few requests. Where policies searched: search.csv, a row per job and problem. Where the task knows the truth:
+    truths.csv, a row per pool and budget, and exact.csv, the optimal policies. What is there already of worlds that
+    these jobs do not touch is kept. Returns the paths.
     """
-    runs, budgets, curves, searches, examples = [], [], [], [], {}
+    runs, budgets, curves, searches, truths, examples = [], [], [], [], [], {}
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
     for job in sorted(done, key=lambda job: job.seed):
         log = job.stage.log()
@@ -368,7 +397,8 @@ def collect(done: list[Job], out: Path) -> list[Path]:
             runs.append({**key, **_describe(job, pool, log)})
             if VARIANTS[job.variant].seeds == SEEDS and "@" not in name:
                 _add_examples(examples, job, pool)
-            for k in BUDGETS:
+            truths += [{**key, **row} for row in truth_rows(pool, log if job.start else [], budgets_of(job.world))]
+            for k in budgets_of(job.world):
                 row = {**key, "k": k, "tokens": tokens_at_k(pool, k)}
                 for metric in metrics_of(pool):
                     values_N = at_k(pool, metric, k)
@@ -384,7 +414,8 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     kept: dict = read_json(out / EXAMPLES) if (out / EXAMPLES).exists() else {}  # pyright: ignore
     write_json(out / EXAMPLES, {world: sets for world, sets in kept.items() if world not in mine} | examples)
     tables = {"runs.csv": runs, "budgets.csv": budgets, "curves.csv.gz": curves, "intervals.csv.gz": _intervals(values)}
-    tables["search.csv"] = searches
+    tables |= {"search.csv": searches, "truths.csv": truths}
+    tables["exact.csv"] = [row for world in sorted(mine & {*JUDGES, *FLAWED}) for row in exact_rows(world)]
     return [out / EXAMPLES, *(_write_csv(out / name, rows, mine) for name, rows in tables.items() if rows)]
 
 
@@ -452,9 +483,10 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
 
 def _curve(job: Job, log: list[dict], width: int = 10) -> list[dict]:
     key = {"world": job.world, "variant": job.variant, "seed": job.seed}
+    logged = PROFILED + tuple(name for name in TRUTHS if name in log[0])
     blocks = [log[end - width : end] for end in range(width, len(log) + 1, width)]
     return [
-        {**key, "step": block[-1]["step"], **{m: round(float(np.mean([e[m] for e in block])), 5) for m in PROFILED}}
+        {**key, "step": block[-1]["step"], **{m: round(float(np.mean([e[m] for e in block])), 5) for m in logged}}
         for block in blocks
     ]
 
@@ -465,6 +497,8 @@ def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
     for (world, name, metric, k), by_seed in values.items():
         at = "".join(name.partition("@")[1:])
         yardsticks = YARDSTICKS + ("best_of_set", "vpo") * (world in CODE)
+        if world in JUDGES + FLAWED:
+            yardsticks = ("sft", *(f"grpo_kl{price:g}" for price in PRICES))
         for other in ("", *(yardstick + at for yardstick in yardsticks)):
             rest = values.get((world, other, metric, k), {}) if other != name else {}
             seeds = [seed for seed in by_seed if not other or seed in rest]

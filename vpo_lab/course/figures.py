@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import SEEDS, VARIANTS, label, read_examples
+from vpo_lab.course.experiment import FLAWED, JUDGES, PRICED, SEEDS, VARIANTS, label, read_examples
 from vpo_lab.course.results import (
     BASE,
     HEADLINE,
@@ -213,6 +213,73 @@ def draw_code_figures(folder: Path, out: Path) -> list[Path]:
         subject = f"{world}: {' to '.join(map(str, seeds))} training seeds, 30 held-out requests each"
         figures[f"{world}_search"] = show.solved_curves(solved, SEARCH_BUDGETS, subject)
     return save_figures(figures, out)
+
+
+# --- The worlds of judges -----------------------------------------------------
+
+
+def draw_judges_figures(folder: Path, out: Path) -> list[Path]:
+    """Draw the study of KL and hacking from its CSV files: optima as curves, trained policies as dots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    from vpo_lab import show
+    from vpo_lab.course import tastes
+
+    tables = tastes.read_judges(folder)
+    measured = [world for world in (*JUDGES, *FLAWED) if world in set(tables["truths"].world)]
+    rhos = tuple(np.round(np.linspace(-0.9, 1.0, 20), 2))
+    figures = {
+        "tiny_judges_dial": show.dial(tastes.dial_values(rhos), rhos, "two answers, each method at its best price")
+    }
+    for world in measured:
+        title = {k: f"k = {k}: what people get" for k in tastes.BUDGETS}
+        panels = {title[k]: _exact_and_trained(tables, world, k) for k in tastes.BUDGETS}
+        seeds = tables["truths"].query("world == @world").seed.nunique()
+        subject = f"{world}: curves are exact optima, dots {seeds} trainings each (least to most)"
+        figures[f"{world}_kl"] = show.exact_and_trained(panels, subject=subject)
+        if world in FLAWED:
+            figures[f"{world}_truth"] = show.proxy_and_truth(_along(tables, world), subject=world)
+            figures[f"{world}_remedies"] = show.remedies(
+                tastes.remedies(tables, world), "what people get of 24 answers", world
+            )
+    return save_figures(figures, out)
+
+
+def _exact_and_trained(tables: Tables, world: str, k: int) -> dict[str, dict[str, np.ndarray]]:
+    """A panel of `show.exact_and_trained`: what the picked answer is really worth against KL."""
+    from vpo_lab.course.tastes import over_seeds
+
+    panel: dict[str, dict[str, np.ndarray]] = {"curves": {}, "marks": {}, "dots": {}}
+    exact = tables["exact"].query("world == @world and k == @k")
+    trained = tables["truths"].query("world == @world and k == @k and price > 0 and not doubted")
+    for method in PRICED:
+        mine = exact[exact.method == method]
+        if len(curve := mine.query("kind == 'optimum'").sort_values("kl")):
+            panel["curves"][method] = curve[["kl", "truth"]].to_numpy()
+        if len(marks := mine.query("kind == 'settled'")):
+            panel["marks"][method] = marks[["kl", "truth"]].to_numpy()
+        parts = [part for _, part in trained[trained.method == method].groupby("price")]
+        if parts:
+            panel["dots"][method] = np.array([[part.kl.mean(), *over_seeds(part, "truth")] for part in parts])
+    return panel
+
+
+def _along(tables: Tables, world: str) -> dict[str, dict[str, np.ndarray]]:
+    """Proxy and truth of a rollout along the training at the lowest price, over seeds: for `show.proxy_and_truth`."""
+    rows = tables["curves"].query("world == @world and price > 0 and not doubted")
+    runs = {}
+    for method in PRICED:
+        mine = rows[rows.method == method]
+        mine = mine[mine.price == mine.price.min()].groupby("step")
+        if len(mine):
+            bands = {
+                kind: mine[column].agg(["mean", "min", "max"]).to_numpy()
+                for kind, column in (("proxy", "set_reward"), ("truth", "truth"))
+            }
+            runs[method] = {"kl": mine.kl_answer.mean().to_numpy(), **bands}
+    return runs
 
 
 # --- Files --------------------------------------------------------------------

@@ -27,6 +27,9 @@ class Task(Protocol):
     Optional: `ceiling(k)`, `front(gold)` and `reference`; for `show.Explorer`: `short(answer)`, `title(row)`,
     `picture(gold, answers)`, `picture_key`, `meanings` and `about`.
 
+    Where the score is only a proxy: `truth(answers, rows)`, as `score`, what answers are really worth, and
+    `hacked(answers, rows)`, (n,) bool, which of them hold a flaw. They are measured (`search.truth`), never trained.
+
     For a search (`search.loop`): `start(row)`, the program it starts from; `child(parent, answer, row)`, what an answer
     makes of a program, the parent itself if it is not valid; `evaluate(programs, rows)`, as `score`; and
     `prompt(row, parent, rewards_D)`, the messages that show a parent and the tests that it fails. Where answers are
@@ -104,6 +107,13 @@ _TASKS = {
     "zebra": "vpo_lab.tasks.puzzles.zebra:Zebra",
     "tiny_hops": "vpo_lab.tasks.musique.tiny:TinyHops",
     "tiny_chain": "vpo_lab.tasks.eureqa.tiny:TinyChain",
+    "tiny_judges": "vpo_lab.tasks.judges.tiny:TinyJudges",
+    "tiny_judges_one_taste": "vpo_lab.tasks.judges.tiny:TinyJudgesOneTaste",
+    "tiny_judges_opposed": "vpo_lab.tasks.judges.tiny:TinyJudgesOpposed",
+    "tiny_judges_flawed": "vpo_lab.tasks.judges.tiny:TinyJudgesFlawed",
+    "tiny_judges_own_flaws": "vpo_lab.tasks.judges.tiny:TinyJudgesOwnFlaws",
+    "tiny_judges_opposed_own_flaws": "vpo_lab.tasks.judges.tiny:TinyJudgesOpposedOwnFlaws",
+    "tiny_judges_own_flaws_doubted": "vpo_lab.tasks.judges.tiny:TinyJudgesOwnFlawsDoubted",
     "maze_9x9": "vpo_lab.tasks.maze.world:MazeTask9x9",
     "judges": "vpo_lab.tasks.judges.task:Judges",
     "helpsteer2": "vpo_lab.tasks.judges.task:HelpSteer2",

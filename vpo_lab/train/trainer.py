@@ -48,7 +48,21 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         def measure(self, scored):
             texts = gather([text_of(completion) for completion in scored.completions])[0]
             shown = course_metrics(earned(scored), scored.truncated_B, texts, self._group_size(), reference_KD)
-            return {**super().measure(scored), **shown, "reward_seconds": time.perf_counter() - self.began}
+            seconds = time.perf_counter() - self.began
+            return {**super().measure(scored), **shown, **self._true_worth(scored), "reward_seconds": seconds}
+
+        def _true_worth(self, scored) -> dict[str, float]:
+            """Return what the rollouts are really worth, where the task knows it; nothing of it is trained."""
+            truth, hacked = getattr(task, "truth", None), getattr(task, "hacked", None)
+            if truth is None or hacked is None:
+                return {}
+            m = scored.rewards_BMD.shape[1]
+            rows = [row_of[row["id"]] for row in scored.inputs for _ in range(m)]
+            split = (split_chain(text_of(completion), m) for completion in scored.completions)
+            answers = [answer for chain in split for answer in chain]
+            truths_nD, hacked_n = (gather(list(of(answers, rows)))[0] for of in (truth, hacked))
+            truths_BMD = np.reshape(truths_nD, scored.rewards_BMD.shape)
+            return truth_metrics(earned(scored), truths_BMD, np.array(hacked_n), reference_KD)
 
         def example(self) -> str:
             """Return the answers of a rollout of the last step, each with its reward vector."""
@@ -102,6 +116,23 @@ def course_metrics(
         "best_of_group": float(scalar_BM.reshape(len(groups_PG), -1).max(axis=1).mean()),
         "distinct_rollouts": float(np.mean([len(set(group)) / len(group) for group in groups_PG])),
         "truncated": float(np.mean(truncated_B)),
+    }
+
+
+def truth_metrics(
+    rewards_BMD: np.ndarray, truths_BMD: np.ndarray, hacked_n: np.ndarray, reference_KD: np.ndarray
+) -> dict[str, float]:
+    """Return what rollouts are worth by a task's truth: of the answers that their scores would pick, and of all.
+
+    "truth": under random weights w, the true worth of the answer of a rollout that scores best; "mean_truth": of
+    every answer, the mean of the objectives; "hacked": the share of answers that hold a flaw.
+    """
+    best_BK1 = (rewards_BMD @ reference_KD.T).argmax(axis=1)[:, None]
+    picked_BK = np.take_along_axis(truths_BMD @ reference_KD.T, best_BK1, axis=1)
+    return {
+        "truth": float(picked_BK.mean()),
+        "mean_truth": float(truths_BMD.mean()),
+        "hacked": float(np.mean(hacked_n)),
     }
 
 

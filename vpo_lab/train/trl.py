@@ -242,11 +242,18 @@ class VPOMixin(Base):
         return answer_of_tokens(tokenizer, ids, text, self.vpo.candidates, self._token_lengths, start)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        import torch
+
         if inputs["advantages"].dim() == 2 and _is_unsloth(type(self)):
             from vpo_lab.train.gpu import left_packed
 
             inputs = {**inputs, "advantages": left_packed(inputs, _tokenizer(self).pad_token_id)}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if metrics.get("kl"):  # of a token; what an answer costs tells more
+            tokens_B: torch.Tensor = self.accelerator.gather(inputs["completion_mask"].sum(dim=1).float())
+            metrics["kl_answer"].append(metrics["kl"][-1] * tokens_B.mean().item() / self.vpo.candidates)
+        return loss
 
 
 if TYPE_CHECKING:
