@@ -496,8 +496,9 @@ def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
         gaps[f"{variant} minus {minus}", world, METRICS[metric]] = [*texts, f"{int(at[0].seeds)}"]
     index = pd.MultiIndex.from_tuples(gaps, names=["variant minus another", "world", "metric"])
     gaps = pd.DataFrame(gaps.values(), index, ["k = 3", "k = 24", "seeds"])
-    spread = pd.concat([_over_runs(each, "reward_diversity", ".2f") for each in (tables, code)]).unstack("variant")
-    spread = _in_order(spread[["grpo", "max_at_k", "multi_rlvr", "vpo"]]).fillna("–")
+    runs = pd.concat([_over_runs(each, "reward_diversity", ".2f") for each in (tables, code)])
+    spread = pd.DataFrame(runs.unstack("variant")).filter(["grpo", "max_at_k", "multi_rlvr", "vpo"])
+    spread = _in_order(pd.DataFrame(spread)).fillna("–")
     return {"paper_gaps": to_markdown(gaps), "paper_diversity": to_markdown(spread)}
 
 
