@@ -1,4 +1,4 @@
-"""The full profile through all five notebooks on a CPU: papermill, LoRA, real rows, W&B offline, killed and resumed."""
+"""The full profile through all six notebooks on a CPU: papermill, LoRA, real rows, W&B offline, killed and resumed."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def root(toolrl_dir, tmp_path_factory) -> Path:
 
 
 def test_the_killed_run_ends_at_the_same_step_and_repeats_at_most_one_interval(root):
-    assert "already done: 01, 02, 03" in (root / "output.txt").read_text()
+    assert "already done: 00, 01, 02, 03" in (root / "output.txt").read_text()
     logs = {stage: read_log(root / "run" / stage) for stage in ("sft", "grpo", "vpo")}
     assert [entry["step"] for entry in logs["sft"]] == [1, 2]
     for stage in ("grpo", "vpo"):

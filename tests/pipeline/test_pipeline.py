@@ -75,7 +75,7 @@ def test_finished_work_is_not_repeated(straight):
     output = finish(start(run, run.parent / "calls.txt"))
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
-    assert "already done: 01, 02, 03, 04, 05, 06" in output
+    assert "already done: 00, 01, 02, 03, 04, 05, 06" in output
 
 
 def test_killed_twice_gives_the_same_results(straight, tmp_path):
@@ -103,9 +103,9 @@ def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight
     summary = results(run)
     assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo_credit": "1 of 4 steps"}
     assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo_credit"}  # evaluated as far as it came
-    assert "already done: 01, 02, 03, 04, 05, 06" in finish(start(run, calls, "--max-hours", "0"))
+    assert "already done: 00, 01, 02, 03, 04, 05, 06" in finish(start(run, calls, "--max-hours", "0"))
     assert results(run) == summary
-    assert "already done: 01, 02\n" in finish(start(run, calls))
+    assert "already done: 00, 01, 02\n" in finish(start(run, calls))
     assert results(run) == results(straight[0])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vpo_lab.course.notebooks import small_table
-from vpo_lab.course.results import code_tables, page_tables, read, update_page
+from vpo_lab.course.results import code_tables, page_tables, paper_tables, read, update_page
 from vpo_lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,11 +20,12 @@ def test_ci_runs_the_command_of_the_readme():
     assert "make test" in (ROOT / "README.md").read_text()
 
 
-def test_the_two_pages_show_the_committed_results(tmp_path):
+def test_the_pages_show_the_committed_results(tmp_path):
     summary, tables = read_json(ROOT / "results" / "tiny" / "summary.json"), read(ROOT / "results" / "experiment")
-    texts = page_tables(summary, tables) | code_tables(read(ROOT / "results" / "code"))
+    code = read(ROOT / "results" / "code")
+    texts = page_tables(summary, tables) | code_tables(code) | paper_tables(tables, code)
     marked = []
-    for page in (ROOT / "README.md", ROOT / "results" / "README.md"):
+    for page in (ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "docs" / "paper.md"):
         copy = Path(shutil.copy(page, tmp_path))
         update_page(copy, texts)
         assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def test_the_report_shows_the_committed_results():
 def test_no_notebook_is_written_between_marks():
     folders = (ROOT / "notebooks", ROOT / "results")
     pages = [path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.ipynb")]
-    assert len(pages) == 7 and not any("<!-- table:" in page for page in pages)
+    assert len(pages) == 8 and not any("<!-- table:" in page for page in pages)
 
 
 def test_the_results_page_has_the_committed_ratios_to_bare_trl():
@@ -61,7 +62,9 @@ def test_the_results_page_has_the_committed_ratios_to_bare_trl():
     assert f"gave {grpo} for GRPO and {vpo} for VPO" in (ROOT / "results" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "results/README.md", "figures/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "results/README.md", "figures/README.md", "docs/paper.md"]
+)
 def test_links_and_pictures_of_the_documents_exist(document):
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text())
     folder = (ROOT / document).parent

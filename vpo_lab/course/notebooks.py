@@ -33,6 +33,7 @@ from vpo_lab.train.gpu import check_backend
 
 # Notebooks of one wave do not need each other and run side by side.
 WAVES = (
+    ("00_vpo_in_ten_minutes",),
     ("01_reward_vectors",),
     ("02_sft_warmup",),
     ("03_grpo_baseline", "04_vpo_training"),
@@ -40,6 +41,7 @@ WAVES = (
     ("06_code_and_search",),
 )
 
+FREE = "00_vpo_in_ten_minutes"  # numpy alone: it takes no parameters, opens no run and imports nothing of this package
 ALONE = "06_code_and_search"  # it trains policies of its own, in a folder of its own
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 
@@ -54,6 +56,7 @@ COURSE_RULES = (
 FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
 
 SHARES = {  # how much of the time of a tiny run a notebook takes
+    "00_vpo_in_ten_minutes": 0.01,
     "01_reward_vectors": 0.01,
     "02_sft_warmup": 0.14,
     "03_grpo_baseline": 0.3,
@@ -115,7 +118,7 @@ def run_pipeline(
     """Execute all notebooks into the run folder; returns the path of its `summary.json`.
 
     `overrides` changes profile fields by dotted name; `parameters` are further papermill
-    parameters, which every notebook has to declare. `side_by_side` None: where there are two cores.
+    parameters, which every notebook but 00 has to declare. `side_by_side` None: where there are two cores.
     `max_hours`, from now: RL ends in time for an evaluation, each method with an equal share; 0: what is
     trained is evaluated as it is; None: no limit. `execute(job, parameters, environment)` runs one
     notebook; None: papermill does.
@@ -135,8 +138,9 @@ def run_pipeline(
     values.update(parameters or {})
     waves = waves_of(profile)
     sources = {name: notebook_folder() / f"{name}.ipynb" for wave in waves for name in wave}
-    for source in sources.values():
-        check_parameters(source, values)
+    told = {name: {} if name == FREE else values for name in sources}
+    for name, source in sources.items():
+        check_parameters(source, told[name])
     until = None if max_hours is None else time.time() + 3600 * max_hours * (1 - FOR_EVALUATION)
     run = replace(open_run(profile, seed, folder), until=until)
     if side_by_side is None:
@@ -149,7 +153,7 @@ def run_pipeline(
         for wave in waves:
             waiting = [jobs[name] for name in wave if not jobs[name].done]
             for batch in [waiting] if side_by_side else [[job] for job in waiting]:
-                _run_batch(batch, lambda job: (execute or _execute)(job, values, environment), display)
+                _run_batch(batch, lambda job: (execute or _execute)(job, told[job.name], environment), display)
         display.close()
     if not run.summary.exists():
         raise LabError(f"05 ended without {run.summary}: delete {run / '05_bestk_and_pareto.ipynb'} and run again")
@@ -353,13 +357,14 @@ def publish(run: Run) -> list[Path]:
 
 
 def write_report(root: Path | None = None) -> list[Path]:
-    """Execute results/report.ipynb in place and write the tables of the two README pages; return the three paths.
+    """Execute results/report.ipynb in place and write the tables of the pages that show results; return the paths.
 
-    `root` is the repository. Raises LabError if a cell fails, or a page or the saved results are missing.
+    `root` is the repository: README.md and results/README.md, and docs/paper.md if there are results of code. Raises
+    LabError if a cell fails, or a page or the saved results are missing.
     """
     import nbformat
 
-    from vpo_lab.course.results import code_tables, page_tables, read, update_page
+    from vpo_lab.course.results import code_tables, page_tables, paper_tables, read, update_page
 
     root = root or notebook_folder().parent
     source, pages = root / "results" / "report.ipynb", [root / "README.md", root / "results" / "README.md"]
@@ -372,9 +377,12 @@ def write_report(root: Path | None = None) -> list[Path]:
             raise LabError(_explain(job)) from error
         notebook = as_committed(nbformat.read(job.target, as_version=4), nbformat.read(source, as_version=4))
     write_bytes(source, nbformat.writes(notebook).encode() + b"\n")
-    texts = page_tables(read_json(root / "results" / "tiny" / "summary.json"), read(root / "results" / "experiment"))
+    tables = read(root / "results" / "experiment")
+    texts = page_tables(read_json(root / "results" / "tiny" / "summary.json"), tables)
     if (root / "results" / "code" / "runs.csv").exists():
-        texts |= code_tables(read(root / "results" / "code"))
+        code = read(root / "results" / "code")
+        texts |= code_tables(code) | paper_tables(tables, code)
+        pages.append(root / "docs" / "paper.md")
     for page in pages:
         update_page(page, texts)
     return [source, *pages]

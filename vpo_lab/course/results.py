@@ -46,6 +46,16 @@ COLUMNS = {  # what each file must have, and of which type; budgets has `hypervo
     "search": {"seed": int, "id": str, "solved_at": float, "control": float, "reachable": "boolean", "programs": float},
 }
 HEADLINE = {"tiny": "best", "maze": "hypervolume"}  # the metric that tells most in a world
+ALL_THREE = (*HEADLINE.items(), ("tiny_code", "covered"))
+BESIDE_THE_PAPER = (  # what docs/paper.md compares: rows of intervals.csv.gz as (world, metric, variant, minus)
+    *((*world, "vpo", "grpo") for world in (*ALL_THREE, ("maze", "best"))),
+    *((*world, "vpo", "max_at_k") for world in (*ALL_THREE, ("maze", "best"))),
+    *((*world, "vpo", "sft") for world in ALL_THREE),
+    ("tiny", "best", "vpo_credit@0.7", "sft@0.7"),
+    *((*world, "best_of_set_credit", "vpo_credit") for world in HEADLINE.items()),
+    ("tiny_code", "covered", "best_of_set", "vpo"),
+    *(("tiny_code", "covered", "grpo_kl0.2", other) for other in ("grpo", "vpo")),
+)
 
 # --- An experiment ------------------------------------------------------------
 
@@ -474,6 +484,22 @@ def code_tables(tables: Tables) -> dict[str, str]:
     """Return the tables of the worlds of code, by the name in the mark of a page."""
     searches = {f"{world}_search": to_markdown(search(tables, world)) for world in worlds(tables)}
     return {"tiny_code": to_markdown(main(tables, "tiny_code", "covered")), **searches}
+
+
+def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
+    """Return the tables of docs/paper.md, by the name in the mark: the gaps and the diversity of rewards."""
+    rows = pd.concat([tables["intervals"], code["intervals"]]).set_index(["world", "metric", "variant", "minus", "k"])
+    gaps = {}
+    for world, metric, variant, minus in BESIDE_THE_PAPER:
+        at = [rows.loc[(world, metric, variant, minus, k)] for k in (3, 24)]
+        texts = [difference(*row[["mean", "low", "high"]]) for row in at]
+        gaps[f"{variant} minus {minus}", world, METRICS[metric]] = [*texts, f"{int(at[0].seeds)}"]
+    index = pd.MultiIndex.from_tuples(gaps, names=["variant minus another", "world", "metric"])
+    gaps = pd.DataFrame(gaps.values(), index, ["k = 3", "k = 24", "seeds"])
+    runs = pd.concat([_over_runs(each, "reward_diversity", ".2f") for each in (tables, code)])
+    spread = pd.DataFrame(runs.unstack("variant")).filter(["grpo", "max_at_k", "multi_rlvr", "vpo"])
+    spread = _in_order(pd.DataFrame(spread)).fillna("–")
+    return {"paper_gaps": to_markdown(gaps), "paper_diversity": to_markdown(spread)}
 
 
 def update_page(page: Path, texts: Mapping[str, str]) -> None:
