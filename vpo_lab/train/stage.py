@@ -194,7 +194,7 @@ def _common_arguments(profile: Profile, stage: Stage, seed: int) -> dict[str, An
         bf16=cuda and profile.policy.dtype == "bfloat16",
         fp16=False,
         optim="adamw_torch",
-        gradient_checkpointing=bool(profile.policy.lora_rank),
+        gradient_checkpointing=cuda and bool(profile.policy.lora_rank),  # a CPU has the memory, and not the time
         dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
         ddp_find_unused_parameters=False,
