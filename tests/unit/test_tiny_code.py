@@ -159,3 +159,16 @@ def test_careful_repairs_patch_what_the_parent_lacks():
         lacking = {field for field, line in wanted.items() if row["parent"].get(field) != line}
         patch = tiny.parse_patch(task.demonstrations(row, 1, rng)[0])
         assert patch.items() <= wanted.items() and patch.keys() <= lacking and len(patch) == min(3, len(lacking))
+
+
+def test_the_ceiling_of_repairs_is_what_the_best_patches_reach():
+    task = get_task("tiny_repair")
+    rows = task.load(None, "test")
+    best = []
+    for row in rows:
+        patches = tiny.best_patches(json.loads(row["gold"]))
+        best.append(task.score(patches, [row] * len(patches)).mean(axis=1).max())
+    ceiling = task.ceiling(3)
+    assert ceiling["best"] == pytest.approx(np.mean(best)) and ceiling["pass"] == pytest.approx(
+        np.mean(np.equal(best, 1))
+    )

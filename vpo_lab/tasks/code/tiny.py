@@ -316,6 +316,13 @@ class TinyRepair(TinyCode):
         lines = {field: LINES[field][v] for field, v, k in zip(FIELDS, variants, kept, strict=True) if k}
         return {"parent": lines}
 
+    def ceiling(self, k: int) -> dict[str, float]:
+        """Return the highest expected best@k and pass@k, for every k: LIMIT lines more than the parent has right."""
+        rows = self.load(None, "test")
+        passed_N = np.array([passed(compose(row["parent"]), json.loads(row["gold"])).sum() for row in rows])
+        best_N = np.minimum(passed_N + LIMIT, len(FIELDS)) / len(FIELDS)
+        return {"best": float(best_N.mean()), "pass": float((best_N == 1).mean())}
+
     def _prompt(self, row: dict) -> list[dict]:
         program = compose(row["parent"])
         return self.prompt(row, program, passed(program, json.loads(row["gold"])))
