@@ -86,7 +86,7 @@ def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m
     given = []
     monkeypatch.setattr(training, "run_stage", lambda trainer, *rest: given.append((trainer, rest)))
     settings = {"temperature": 0.9, "max_grad_norm": 0.3, "warmup_steps": 7, "checkpoint_every": 5, "steps": 11}
-    options = {"weight_draws": 9, "alpha": 2.0, "search_k": 2, "diversity": 0.1}
+    options = {"weight_draws": 9, "alpha": 2.0, "search_k": 2, "diversity": 0.1, "scale_rewards": False}
     settings |= {"schedule": "linear", "micro_rollouts": 4, **options}
     train_rl(small(**{f"rl__{name}": value for name, value in settings.items()}), method, run, seed=4)
     ((trainer, (stage, steps, _, stop_at, example)),) = given
@@ -100,7 +100,12 @@ def test_the_trainer_gets_the_numbers_of_the_profile(run, monkeypatch, method, m
     assert (args.per_device_train_batch_size, args.num_generations) == (4, group_size)
     assert args.max_completion_length == 15 * m
     assert (args.top_p, args.top_k, args.min_p, args.beta, args.num_iterations) == (1.0, 0, None, 0.0, 1)
-    expected = {"grpo": set(), "vpo": {"weight_draws", "alpha"}, "vpo_search": set(options)}[method]
+    searched = {"weight_draws", "alpha", "search_k", "diversity"}
+    expected = {
+        "grpo": {"scale_rewards"},
+        "vpo": {"weight_draws", "alpha", "scale_rewards"},
+        "vpo_search": searched,
+    }[method]
     assert dict(trainer.method.options) == {name: options[name] for name in expected}
     assert (trainer.method.name, trainer.vpo.candidates) == (method, m)
     assert trainer.reward_func_names == [*TASK.objectives]
