@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vpo_lab.config import PROFILES, Profile, checked_seed, differences, get_profile
-from vpo_lab.course.tastes import exact_rows, truth_rows
+from vpo_lab.course.tastes import PRICES, exact_rows, truth_rows
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.metrics import crossed_bootstrap, reward_diversity
@@ -33,6 +33,7 @@ from vpo_lab.search.study import study, study_file
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
 from vpo_lab.show.live import duration
 from vpo_lab.show.style import method_label
+from vpo_lab.tasks.judges.optimum import METHODS as PRICED
 from vpo_lab.train.prompts import rollouts_per_prompt
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
@@ -41,7 +42,8 @@ WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 CODE = ("tiny_code", "tiny_repair")  # the worlds of notebook 06: vpo-lab experiment --world tiny_code
 JUDGES = ("tiny_judges", "tiny_judges_opposed")  # the worlds of KL and hacking, see course/tastes.py
 FLAWED = ("tiny_judges_flawed", "tiny_judges_own_flaws", "tiny_judges_opposed_own_flaws")
-PRICES = (0.1, 0.03, 0.01, 0.003)  # of a nat of KL, in these worlds
+JUDGED = JUDGES + FLAWED
+KNOWN = WORLDS + CODE + JUDGED  # the worlds whose variants are chosen for them
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
 SETTINGS = "settings.json"
@@ -89,7 +91,7 @@ def _ablation(
 def _priced(method: str, price: float) -> Variant:
     """A method with a price on KL in the worlds of judges; two prices are enough where judges have flaws."""
     worlds = JUDGES + FLAWED * (price in PRICES[::2])
-    return Variant(method, {"rl.kl": price}, worlds=worlds, label=f"{method_label(method)}, KL {price:g}")
+    return Variant(method, {"rl.kl": price}, worlds=worlds)
 
 
 def _doubted(method: str, price: float = PRICES[2]) -> Variant:
@@ -98,10 +100,8 @@ def _doubted(method: str, price: float = PRICES[2]) -> Variant:
     return Variant(method, changes, worlds=FLAWED[1:2], label=f"{method_label(method)}, two judges")
 
 
-PRICED = ("grpo", "best_of_set", "vpo")
-
 VARIANTS = {
-    "sft": Variant("sft", worlds=WORLDS + CODE + JUDGES + FLAWED),
+    "sft": Variant("sft", worlds=KNOWN),
     "grpo": Variant("grpo", worlds=WORLDS + CODE),
     "grpo_kl0.2": Variant("grpo", {"rl.kl": 0.2}, worlds=CODE[:1]),
     "gdpo": Variant("gdpo"),
@@ -143,7 +143,7 @@ def label(name: str) -> str:
 
 def budgets_of(world: str) -> tuple[int, ...]:
     """Return the budgets k at which a world is measured: where chains hold two answers, multiples of two."""
-    return get_profile(world).evaluation.budgets if world in JUDGES + FLAWED else BUDGETS
+    return get_profile(world).evaluation.budgets if world in JUDGED else BUDGETS
 
 
 def renamed(names: Iterable[str]) -> Callable[[str], str]:
@@ -192,7 +192,7 @@ class Job:
     def pools(self) -> tuple[str, ...]:
         """Name the candidate pools it leaves: the usual start is asked for single answers and for chains."""
         names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
-        main = VARIANTS[self.variant].seeds == SEEDS and self.world not in JUDGES + FLAWED
+        main = VARIANTS[self.variant].seeds == SEEDS and self.world not in JUDGED
         return (*names, *(f"{name}@{self.other}" for name in names if main))
 
     @property
@@ -248,7 +248,7 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
     """Return the jobs in the order in which they are run: the main comparison seed by seed, then the ablations.
 
     Empty arguments mean all; the starts that are needed are included. Raises LabError on an unknown name.
-    A world besides WORLDS, CODE, JUDGES and FLAWED may be any profile: it then runs every variant that is asked for.
+    A world that is not in KNOWN may be any profile: it then runs every variant that is asked for.
     """
     worlds, variants, seeds = list(worlds) or list(WORLDS), list(variants) or list(VARIANTS), list(seeds)
     for kind, names, known in (("variant", variants, VARIANTS), ("world", worlds, PROFILES)):
@@ -260,8 +260,7 @@ def plan(root: Path, worlds: Iterable[str], variants: Iterable[str], seeds: Iter
         checked_seed(seed)
     for ablations, seed, world, name in product((False, True), seeds or range(SEEDS), worlds, variants):
         variant = VARIANTS[name]
-        known = WORLDS + CODE + JUDGES + FLAWED
-        wanted = (world in variant.worlds or world not in known) and (seeds or seed < variant.seeds)
+        wanted = (world in variant.worlds or world not in KNOWN) and (seeds or seed < variant.seeds)
         if wanted and (variant.seeds < SEEDS) == ablations:
             job = Job(root, world, name, seed)
             jobs.update({job.start: None} if job.start else {})
@@ -415,7 +414,7 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     write_json(out / EXAMPLES, {world: sets for world, sets in kept.items() if world not in mine} | examples)
     tables = {"runs.csv": runs, "budgets.csv": budgets, "curves.csv.gz": curves, "intervals.csv.gz": _intervals(values)}
     tables |= {"search.csv": searches, "truths.csv": truths}
-    tables["exact.csv"] = [row for world in sorted(mine & {*JUDGES, *FLAWED}) for row in exact_rows(world)]
+    tables["exact.csv"] = [row for world in sorted(mine & {*JUDGED}) for row in exact_rows(world)]
     return [out / EXAMPLES, *(_write_csv(out / name, rows, mine) for name, rows in tables.items() if rows)]
 
 
@@ -497,7 +496,7 @@ def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
     for (world, name, metric, k), by_seed in values.items():
         at = "".join(name.partition("@")[1:])
         yardsticks = YARDSTICKS + ("best_of_set", "vpo") * (world in CODE)
-        if world in JUDGES + FLAWED:
+        if world in JUDGED:
             yardsticks = ("sft", *(f"grpo_kl{price:g}" for price in PRICES))
         for other in ("", *(yardstick + at for yardstick in yardsticks)):
             rest = values.get((world, other, metric, k), {}) if other != name else {}

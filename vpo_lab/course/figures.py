@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import FLAWED, JUDGES, PRICED, SEEDS, VARIANTS, label, read_examples
+from vpo_lab.course.experiment import FLAWED, JUDGED, PRICED, SEEDS, VARIANTS, label, read_examples
 from vpo_lab.course.results import (
     BASE,
     HEADLINE,
@@ -228,7 +228,7 @@ def draw_judges_figures(folder: Path, out: Path) -> list[Path]:
     from vpo_lab.course import tastes
 
     tables = tastes.read_judges(folder)
-    measured = [world for world in (*JUDGES, *FLAWED) if world in set(tables["truths"].world)]
+    measured = [world for world in JUDGED if world in set(tables["truths"].world)]
     rhos = tuple(np.round(np.linspace(-0.9, 1.0, 20), 2))
     figures = {
         "tiny_judges_dial": show.dial(tastes.dial_values(rhos), rhos, "two answers, each method at its best price")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BUDGETS = (2, 6, 24)
 # The prices of the curves: the four of the experiment, and enough beside them that a line looks smooth.
 CURVE = (1.0, 0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.04, 0.03, 0.02, 0.014, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
-SETTLED = (0.1, 0.03, 0.01, 0.003)  # the prices of the experiment
+PRICES = (0.1, 0.03, 0.01, 0.003)  # of a nat of KL, in the experiment
 FILES = {"exact": "exact.csv", "truths": "truths.csv", "curves": "curves.csv.gz", "intervals": "intervals.csv.gz"}
 
 # --- Rows of the CSV files --------------------------------------------------------------------
@@ -59,7 +59,7 @@ def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
         rows += [row for price in prices for row in _exact(name, method, "optimum", price, optimum.policy(price))]
         if not world.flaw:
             whole, ways = all_answers(world), world.choices.max(axis=0) + 1
-            for price in sorted({*prices} & {*SETTLED}, reverse=True):
+            for price in sorted({*prices} & {*PRICES}, reverse=True):
                 policy = settled(method, whole, ways, price, m, couplings=world.couplings())
                 rows += _exact(name, method, "settled", price, policy)
         if world.flaw == "own" and world.rho == 0:

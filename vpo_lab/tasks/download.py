@@ -21,7 +21,7 @@ OWN_COPY = "pass your own copy with path= (--data on the command line)"
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
-def fetch_file(url: str, folder: Path, name: str, sha256: str) -> Path:
+def fetch_file(url: str, name: str, sha256: str, folder: Path) -> Path:
     """Return a published file in a folder of the cache, downloaded if it is absent or changed. LabError without it."""
     import pooch
 

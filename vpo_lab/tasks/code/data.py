@@ -129,7 +129,7 @@ def human_eval(path: str | None = None) -> list[Problem]:
 
     Asserts on calls that the prompt shows are no tests, unless there are no others. LabError for a wrong file.
     """
-    files = own_files(path, "humaneval") if path else [fetch_file(HUMAN_EVAL[0], cache_folder(CACHE), *HUMAN_EVAL[1:])]
+    files = own_files(path, "humaneval") if path else [fetch_file(*HUMAN_EVAL, cache_folder(CACHE))]
     return [_human_eval(record, f"{file}, {n}") for file in files for n, record in enumerate(read_records(file), 1)]
 
 
@@ -208,7 +208,7 @@ def mbpp_plus(path: str | None, solve: Solve) -> list[Problem]:
     The data set has inputs only: what should come out is what its own solution returns, computed by `solve` once and
     kept in the cache. Asked twice, in two processes: what differs hangs on the order of a set, and is no test.
     """
-    files = own_files(path, "mbppplus") if path else [fetch_file(MBPP_PLUS[0], cache_folder(CACHE), *MBPP_PLUS[1:])]
+    files = own_files(path, "mbppplus") if path else [fetch_file(*MBPP_PLUS, cache_folder(CACHE))]
     asked = [_mbpp_plus(record, f"{file}, {n}") for file in files for n, record in enumerate(read_records(file), 1)]
     known = _expected(asked, solve)
     problems = []

@@ -60,11 +60,7 @@ def hh_rlhf(path: str | None = None) -> list[Request]:
     two replies, the chosen one first; of a longer one only the first reply answers the request. LabError for a wrong
     file or download.
     """
-    files = (
-        _own(path, "harmless-base", "hh_harmless")
-        if path
-        else [fetch_file(HH_RLHF[0], cache_folder(CACHE), *HH_RLHF[1:])]
-    )
+    files = _own(path, "harmless-base", "hh_harmless") if path else [fetch_file(*HH_RLHF, cache_folder(CACHE))]
     return _merged(_dialogue(record, where) for record, where in _records(files))
 
 
