@@ -378,14 +378,8 @@ CODER = Profile(
 SMOLLM = Profile(
     name="smollm2-135m",
     task="judges",
-    policy=Policy(
-        backend="transformers",
-        model="HuggingFaceTB/SmolLM2-135M-Instruct",
-        lora_rank=16,
-        lora_alpha=32,
-        dtype="bfloat16",
-        max_prompt_tokens=160,
-        max_answer_tokens=40,
+    policy=replace(
+        CODER.policy, model="HuggingFaceTB/SmolLM2-135M-Instruct", max_prompt_tokens=160, max_answer_tokens=40
     ),
     # Chains are whole after 20 steps of 4 rows at 1e-3 already; the rest is for replies that differ and fit.
     sft=SFT(steps=100, batch_rows=8, learning_rate=5e-4),
