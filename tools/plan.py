@@ -252,9 +252,10 @@ def memory(profile: Profile, shape: Shape, cache: float, micro: int) -> dict[str
     own, (count, width) = weights(shape) * WIDTH[policy.dtype], trained(profile, shape)
     tokens = policy.max_prompt_tokens + completion
     kept, layer = activations(shape, policy.lora_rank, micro, tokens, WIDTH[policy.dtype])
+    beside = policy.backend == "vllm" and uses_vllm(profile)
     return {
         "weights": own,
-        "vLLM's copy of the weights": own if uses_vllm(profile) and policy.backend == "vllm" else 0.0,
+        "copy of the weights to sample with": own if policy.backend == "transformers" or beside else 0.0,
         "vLLM's working memory": VLLM_WORK if uses_vllm(profile) else 0.0,
         "KV cache": cache if uses_vllm(profile) or policy.backend != "vllm" else 0.0,
         "LoRA parameters": count * width if policy.lora_rank else 0.0,

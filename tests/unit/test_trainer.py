@@ -10,7 +10,8 @@ from small_qwen3 import small_config
 from transformers import Qwen3ForCausalLM
 
 from vpo_lab.chains import join_chain
-from vpo_lab.train.gpu import left_packed, merged_weights
+from vpo_lab.train.decoding import merged_weights
+from vpo_lab.train.gpu import left_packed
 from vpo_lab.train.trainer import course_metrics, describe_rollout, earned
 from vpo_lab.weights import dirichlet_weights, set_reward
 
@@ -94,16 +95,9 @@ def lora_model(dtype):
     return model, names
 
 
-class Generation:
-    """What `merged_weights` needs of TRL's VLLMGeneration."""
-
-    def __init__(self, model):
-        self.model = model
-
-
 def test_vllm_is_sent_the_weights_that_peft_would_merge():
     model, base = lora_model(torch.float32)
-    sent = dict(merged_weights(Generation(model)))
+    sent = dict(merged_weights(model))
     expected = dict(model.merge_and_unload().named_parameters())
     assert set(sent) == set(expected) == set(base)
     for name, weight in expected.items():
@@ -114,7 +108,7 @@ def test_vllm_is_sent_the_weights_that_peft_would_merge():
 def test_sending_leaves_a_bfloat16_base_as_it_was():
     model, base = lora_model(torch.bfloat16)
     for _ in range(3):
-        list(merged_weights(Generation(model)))
+        list(merged_weights(model))
     kept = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
         for name, weight in model.named_parameters()

@@ -216,27 +216,6 @@ def left_packed(inputs: dict, pad_token_id: int):
     return advantages_BT.new_zeros(rows, width + widest).scatter_(1, columns_BT, advantages_BT)
 
 
-def merged_weights(generation):
-    """Yield (name, tensor) of what vLLM is sent: base plus LoRA, added on a copy.
-
-    TRL adds and subtracts the adapter in place at every step, which wears a bfloat16 base down: after 1000
-    steps the error is as large as a third of what was learned (trl issue 6688). Not for FSDP or ZeRO-3.
-    """
-    import torch
-
-    model = generation.model
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if model.prefix in name:
-                continue
-            weight = parameter.data
-            if name.endswith(".base_layer.weight"):
-                layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
-                delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-                weight = (weight + delta).to(parameter.dtype)
-            yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight
-
-
 def close_vllm(trainer) -> None:
     """Give back the GPU memory or the ports that TRL's vLLM holds: notebooks train and evaluate in one process."""
     generation = trainer.vllm_generation

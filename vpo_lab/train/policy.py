@@ -10,6 +10,7 @@ from vpo_lab.config import Policy, Profile
 from vpo_lab.errors import LabError
 from vpo_lab.processes import _quiet_libraries
 from vpo_lab.tasks import Task
+from vpo_lab.train.decoding import Decoder, can_decode
 from vpo_lab.train.gpu import _load_unsloth, check_backend
 from vpo_lab.train.prompts import _with_pad_and_eos, render_prompt
 from vpo_lab.train.sampling import _free_gpu
@@ -105,8 +106,6 @@ def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: 
     if policy.lora_rank:
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        if source is not None:
-            return PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer
         torch.manual_seed(seed)
         lora = LoraConfig(
             r=policy.lora_rank,
@@ -114,5 +113,8 @@ def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: 
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, lora)
+        is_new = source is None
+        model = get_peft_model(model, lora) if is_new else PeftModel.from_pretrained(model, source, is_trainable=True)
+    if torch.cuda.is_available() and can_decode(model):
+        model.generate = Decoder(model).generate
     return model, tokenizer

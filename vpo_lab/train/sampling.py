@@ -76,6 +76,7 @@ def _generate(model, tokenizer, prompts: list[str], *, seed, max_new_tokens, tem
                 temperature=temperature,
                 top_p=top_p,
                 top_k=0,
+                repetition_penalty=1.0,  # some models' own settings punish it; rollouts of the training do not
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,

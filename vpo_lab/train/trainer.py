@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from vpo_lab.metrics import mean_reward
 from vpo_lab.processes import gather, rank
 from vpo_lab.set_reward import text_of
 from vpo_lab.tasks import Task
-from vpo_lab.train.gpu import merged_weights
+from vpo_lab.train.decoding import merged_weights
 from vpo_lab.weights import dirichlet_weights, set_reward
 
 
@@ -87,7 +87,8 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         if profile.policy.lora_rank:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 raise LabError("an adapter cannot go to vLLM from FSDP or DeepSpeed shards: use plain DDP, --multi_gpu")
-            trainer.vllm_generation._iter_named_params = MethodType(merged_weights, trainer.vllm_generation)
+            engine = trainer.vllm_generation
+            engine._iter_named_params = lambda: merged_weights(engine.model)
         # vLLM in this process has seeded everything with a number of its own.
         set_seed(seed + rank())
     return trainer
