@@ -126,7 +126,9 @@ def evolve(
     iterations: Annotated[int, typer.Option(help="Candidates per problem; one iteration is one candidate.")] = 96,
     engine: Annotated[str, typer.Option(help="openevolve, or loop: the short one of this lab.")] = "openevolve",
     parent: Annotated[bool, typer.Option(help="Show the policy a parent and the tests that it fails.")] = False,
-    unsolved: Annotated[bool, typer.Option(help="Only problems that the policy's own pool does not solve.")] = False,
+    unsolved: Annotated[
+        str, typer.Option(metavar="POOL", help="Only problems that this pool of the run does not solve, e.g. sft.")
+    ] = "",
     server: Annotated[str, typer.Option(help="Ask an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")] = "",
     model: Annotated[str, typer.Option(help="The model's name on the server; default its first.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the policy and of the search.")] = 0,

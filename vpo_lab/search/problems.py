@@ -35,7 +35,7 @@ def search_problems(
     *,
     engine: str = "openevolve",
     sees_parent: bool = False,
-    unsolved: bool = False,
+    unsolved: str = "",
     server: str = "",
     model: str = "",
     seed: int = 0,
@@ -43,7 +43,7 @@ def search_problems(
 ) -> tuple[list[Evolution], Path]:
     """Search a program for the first test problems with the policy RUN/STAGE; return what was found, and its file.
 
-    `unsolved`: only those that the run's pool of this policy does not solve. `server`: who answers in its place, by
+    `unsolved`: only those that this pool of the run does not solve (of "sft": the same for every policy). `server`: who answers in its place, by
     the OpenAI protocol; the settings are the policy's. `folder`: where all is kept, by default below the run; the
     same call goes on there after a kill. Raises LabError if it was made with other settings, another process works
     there, or nothing is left to search.
@@ -74,7 +74,7 @@ def search_problems(
         return load_evolutions(result), result
     rows = trained.rows(0 if unsolved else problems)
     if unsolved:
-        rows = _unsolved(rows, Pool.load(run.pool(trained.folder.name)))[:problems]
+        rows = _unsolved(rows, Pool.load(run.pool(unsolved)))[:problems]
     messages_of(task, rows[0], start_of(task, rows[0]) if sees_parent else None, np.zeros(len(task.objectives)))
     tiny = trained.profile.policy.backend == "scratch" and not server and not sees_parent
     ahead = min(AHEAD[engine], math.ceil(candidates / trained.m)) if tiny else 1
