@@ -36,7 +36,7 @@ class Policy:
 class SFT:
     """Set the warmup: half single answers, half chains of M."""
 
-    steps: int
+    steps: int  # 0: no warmup, RL starts from the untouched model
     batch_rows: int
     learning_rate: float
     micro_rows: int = 0  # rows per forward pass; 0: the whole batch at once
@@ -45,7 +45,10 @@ class SFT:
     train_rows: int = 0  # how many train rows feed it; 0: all
     chains: str = "task"  # beside the gold, a chain shows the task's demonstrations, or the policy's "own" samples
     own_samples: int = 8  # per row, from which chains of "own" are packed
-    gold_steps: int = 30  # on golds alone, before own samples are drawn
+    gold_steps: int = (
+        30  # on golds alone, before own samples are drawn; 0: drawn from the untouched model, and imitated
+    )
+    least_share: float = 0.0  # of the rows that must have enough distinct own samples for a chain; 0: no matter
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class RL:
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
     train_rows: int = 0
+    drop_solved: int = 0  # own samples per row; rows that are solved in all of them are left out; 0: none is
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,17 @@ RULES = (
     "rl.steps >= 1",
     "rl.checkpoint_every >= 1",
     "rl.train_rows >= 0",
+    "rl.drop_solved >= 0",
     "rl.group_size >= 2  # one rollout would be compared with nothing",
     "rl.rollouts >= rl.group_size and rl.rollouts % rl.group_size == 0",
     "rl.micro_rollouts >= 0 and rl.rollouts % (rl.micro_rollouts or 1) == 0",
     "1 <= rl.search_k and ('vpo_search' not in methods or rl.search_k <= rl.group_size)",
     "0 <= rl.at_k < rl.group_size * rl.candidates  # 0: half of the group",
-    "sft.steps >= 1",
-    "sft.gold_steps >= 1",
+    "sft.steps >= 0",
+    "sft.steps >= 1 or policy.backend != 'scratch'  # an untrained model has nothing to start from",
+    "sft.gold_steps >= 0",
+    "sft.gold_steps >= 1 or sft.chains == 'task' or policy.backend != 'scratch'  # it has no answers of its own yet",
+    "0 <= sft.least_share <= 1",
     "sft.batch_rows >= 1",
     "sft.micro_rows >= 0 and sft.batch_rows % (sft.micro_rows or 1) == 0",
     "sft.learning_rate > 0",
@@ -330,19 +338,49 @@ QWEN = Profile(
         max_prompt_tokens=4096,
         max_answer_tokens=512,
     ),
-    sft=SFT(steps=60, batch_rows=16, micro_rows=2, learning_rate=2e-4, train_rows=480, chains="own"),
+    # ToolRL's golds hold two fixed thoughts: shown to a model that can think, they take that away before RL begins.
+    sft=SFT(
+        steps=60,
+        batch_rows=16,
+        micro_rows=2,
+        learning_rate=2e-4,
+        train_rows=480,
+        chains="own",
+        gold_steps=0,
+        least_share=0.5,
+    ),
+    # 16,000 rollouts, eight groups a step: with two, one step in five has no gradient, and Adam follows the noise. An
+    # adapter wants about ten times the rate of all weights.
     rl=RL(
+        steps=250,
+        rollouts=64,
+        group_size=8,
+        learning_rate=1e-5,
+        micro_rollouts=4,
+        warmup_steps=10,
+        max_grad_norm=1.0,
+        drop_solved=8,
+    ),
+    evaluation=Evaluation(requests=0, temperature=0.7, top_p=0.95, batch=48, every=25),
+    methods=("grpo", "vpo"),
+    track=True,
+    minutes="an estimated 8-16 hours on one 24 GB GPU; not yet run",
+)
+
+QWEN_TEMPLATE = replace(
+    QWEN,
+    name="qwen3-1.7b-template",
+    sft=replace(QWEN.sft, gold_steps=30, least_share=0.0),
+    rl=replace(
+        QWEN.rl,
         steps=1000,
         rollouts=16,
-        group_size=8,
         learning_rate=5e-6,
-        micro_rollouts=4,
         warmup_steps=20,
         max_grad_norm=0.2,
+        drop_solved=0,
     ),
-    evaluation=Evaluation(requests=0, temperature=0.7, top_p=0.95, batch=48, every=100),
-    methods=("grpo", "vpo"),  # two groups a step are too few to fit the baseline of vpo_credit on
-    track=True,
+    evaluation=replace(QWEN.evaluation, every=100),
     minutes="an estimated 10-20 hours on one 24 GB GPU; not yet run",
 )
 
@@ -432,13 +470,14 @@ PROFILES = {
             for world in ("one_taste", "opposed", "flawed", "own_flaws", "opposed_own_flaws")
         ),
         QWEN,
+        QWEN_TEMPLATE,
         CODER,
         SMOLLM,
         replace(
             QWEN,
             name="qwen3-0.6b",
             policy=replace(QWEN.policy, model="unsloth/Qwen3-0.6B"),
-            minutes="an estimated 6-12 hours on one 16 GB GPU; not yet run",
+            minutes="an estimated 4-10 hours on one 16 GB GPU; not yet run",
         ),
     )
 }

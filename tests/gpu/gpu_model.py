@@ -48,11 +48,13 @@ def profile_here(model: Path, data: Path, backend: str, changes: dict | None = N
         "policy.model": str(model),
         "data": str(data),
         "task": PAID,
-        "sft.gold_steps": 2,
+        "sft.least_share": 0.0,  # random weights have no answers of their own
         "sft.steps": 2,
         "sft.train_rows": 8,
         "sft.own_samples": 3,
         "rl.steps": 2,
+        "rl.rollouts": 16,
+        "rl.drop_solved": 0,
         "rl.warmup_steps": 0,  # or the first step would have a learning rate of 0
         "evaluation.every": 2,
         "evaluation.watch_requests": 2,

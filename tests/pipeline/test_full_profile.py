@@ -21,8 +21,11 @@ SETTINGS = {
     "sft.steps": 2,
     "sft.train_rows": 8,
     "sft.own_samples": 3,
-    "sft.gold_steps": 2,
+    "sft.least_share": 0.0,  # random text has no form
     "rl.steps": 3,
+    "rl.rollouts": 16,
+    "rl.train_rows": 12,
+    "rl.drop_solved": 1,
     "rl.checkpoint_every": 1,
     "evaluation.requests": 2,
     "evaluation.candidates": 6,
@@ -89,8 +92,9 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
         assert (run / stage / "policy" / "adapter_model.safetensors").exists()
         assert not (run / stage / "policy" / "model.safetensors").exists()
     samples = read_json(run / "sft" / "own_samples.json.gz")
-    assert len(samples) == 8 and not any(samples.values())  # random text has no form: chains repeat the gold
-    assert [entry["step"] for entry in read_log(run / "sft" / "sft_single")] == [1, 2]
+    assert len(samples) == 8 and not any(samples.values())  # chains repeat the gold
+    assert not (run / "sft" / "sft_single").exists()  # the untouched model was sampled
+    assert len(read_json(run / "sft" / "solved.json.gz")) == 12  # random text solves nothing: none was left out
     for stage in ("grpo", "vpo"):
         evaluated = read_log(run / stage, EVAL_LOG)
         assert [entry["step"] for entry in evaluated] == [2, 3]  # every second step, and the last
@@ -101,8 +105,8 @@ def test_every_stage_of_the_recipe_left_its_mark(root):
 
 def test_wandb_logs_each_stage_as_one_run_and_nothing_leaves_the_machine(root):
     runs = {path.name.rpartition("-")[2] for path in (root / "run").rglob("wandb/offline-run-*")}
-    stages = ("sft/sft_single", "sft", "grpo", "vpo")
+    stages = ("sft", "grpo", "vpo")
     marks = {(root / "run" / stage / "wandb_id").read_text() for stage in stages}
-    assert runs == marks and len(runs) == 4  # the resumed one goes on in its own
+    assert runs == marks and len(runs) == 3  # the resumed one goes on in its own
     calls = root / "calls.txt"
     assert not calls.exists() or calls.read_text() == ""

@@ -70,6 +70,8 @@ def profile(data, tmp_path_factory) -> Profile:
             "sft.chains": "task",  # random weights have nothing of their own to show
             "sft.steps": 2,
             "rl.steps": 2,
+            "rl.rollouts": 16,
+            "rl.drop_solved": 0,
             "policy.max_answer_tokens": 64,  # random weights never write an end, so every rollout has this length
             "evaluation.every": 0,  # every rollout that is counted here is one of the training
             "evaluation.requests": 2,

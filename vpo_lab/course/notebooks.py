@@ -303,7 +303,7 @@ class Display:
             return 0.0, "running" if job.started else ""
         steps = self.profile.sft.steps if stage == "sft" else self.profile.rl.steps
         step = self.run.stage(stage).last_step()
-        return 0.9 * min(step / steps, 1.0), f"{stage} {step}/{steps}" if job.started or step else ""
+        return 0.9 * min(step / max(steps, 1), 1.0), f"{stage} {step}/{steps}" if job.started or step else ""
 
     def refresh(self) -> None:
         now = time.monotonic()

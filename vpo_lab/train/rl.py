@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from vpo_lab.config import Profile, get_profile
+from vpo_lab.errors import LabError
+from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import Method, get_method
-from vpo_lab.processes import broadcast, environment_kept, join_others, rank, wait_for_all
+from vpo_lab.processes import broadcast, environment_kept, gather, join_others, print0, rank, wait_for_all
 from vpo_lab.runs import Run, Stage, find_run, open_run
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.tasks.check import check_task
@@ -28,9 +30,11 @@ from vpo_lab.train.prompts import (
     rollouts_per_prompt,
     sample_goal,
 )
-from vpo_lab.train.sft import train_sft
+from vpo_lab.train.sft import draw_answers, train_sft
 from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
 from vpo_lab.train.trainer import build_trainer
+
+SOLVED = "solved.json.gz"  # beside the start: how many of its samples solve each row
 
 # --- Stage 2: GRPO, VPO and their kin ---------------------------------------------------------
 
@@ -97,6 +101,7 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
         save_steps=rl.checkpoint_every,
     )
     rows = load_rows(profile, task, "train", tokenizer, limit=rl.train_rows)
+    rows = without_solved(profile, task, model, tokenizer, rows, start.parent / SOLVED, seed)
     watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watch_requests) if every else []
 
     with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -120,6 +125,37 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
         finally:
             if profile.policy.backend == "vllm":
                 close_vllm(trainer)
+
+
+def without_solved(profile: Profile, task: Task, model, tokenizer, rows: list[dict], path: Path, seed: int):
+    """Leave out the rows that the model solves in all of `rl.drop_solved` samples: their groups would teach nothing.
+
+    What it solved, as shares by row id, is kept in the file `path`: methods of a run train on the same rows. LabError
+    if no row is left.
+    """
+    if not profile.rl.drop_solved:
+        return rows
+    if not path.exists():
+        n = profile.rl.drop_solved
+        drawn = draw_answers(profile, model, tokenizer, rows, n, "which rows are solved already", seed + 3_000_003)
+        rewards_ND = task.score(
+            [text for _, texts in drawn for text in texts], [row for row, _ in drawn for _ in range(n)]
+        )
+        solved_Nn = ((rewards_ND >= 1 - 1e-9) | np.isnan(rewards_ND)).all(axis=1).reshape(-1, n)
+        shares = dict(
+            gather(
+                [(row["id"], share) for (row, _), share in zip(drawn, solved_Nn.mean(axis=1).tolist(), strict=True)]
+            )[0]
+        )
+        if rank() == 0:
+            write_json(path, shares)
+        wait_for_all()
+    shares = read_json(path)
+    kept = [row for row in rows if shares[row["id"]] < 1]
+    print0(f"{len(rows) - len(kept)} of {len(rows)} rows are solved in all samples: RL leaves them out")
+    if not kept:
+        raise LabError(f"{path}: every row is solved in all samples, RL would teach nothing: take harder rows (data)")
+    return kept
 
 
 def _rl_dataset(profile: Profile, task: Task, tokenizer, method: Method, m: int, rows: list[dict], seed: int):

@@ -2,7 +2,9 @@
 
 A chain has to teach the format and that answers differ, but no mistakes. A row has one gold. With
 `sft.chains` "task" the task fills the chain (ToolRL: golds with one slip); with "own" distinct samples
-of the policy itself do, after it has learned the format: no mistake is in them that it would not make.
+of the policy itself do: no mistake is in them that it would not make. A model that knows no format learns it
+from golds first (`sft.gold_steps`). A chat model can follow the prompt and answers in its own words: with 0 gold
+steps it imitates its own well-formed answers, single ones too, and keeps its way to think.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import numpy as np
 
 from vpo_lab.chains import join_chain
 from vpo_lab.config import Profile
-from vpo_lab.files import read_json, write_json
+from vpo_lab.errors import LabError
+from vpo_lab.files import atomic_folder, read_json, write_bytes, write_json
 from vpo_lab.processes import gather, print0, rank, wait_for_all, world_size
-from vpo_lab.runs import Run, Stage
+from vpo_lab.runs import LOG, Run, Stage
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.policy import load_policy
@@ -32,24 +35,58 @@ SAMPLES = "own_samples.json.gz"
 Demonstrate = Callable[[dict, int, np.random.Generator], list[str]]
 
 
-def own_demonstrations(profile: Profile, task: Task, policy: Path, path: Path, seed: int) -> Demonstrate:
-    """Make chains of the gold and of samples drawn from `policy`, which are kept in the file `path`."""
+def own_demonstrations(profile: Profile, task: Task, policy: Path | None, path: Path, seed: int) -> Demonstrate:
+    """Make chains of samples drawn from `policy` (None: the untouched model), which are kept in the file `path`.
+
+    After steps on golds, a gold is in every chain, and a single answer is the gold. Without, it shows the policy's own
+    answers, see `own_answers`. LabError if fewer than `sft.least_share` of the rows have enough of them for a chain.
+    """
     if not path.exists():
         _sample_rows(profile, task, policy, path, seed)
-    samples = read_json(path)
-    return lambda row, n, rng: pack_chain(best_answer(row), samples[row["id"]], n, rng)
+    samples, sft = read_json(path), profile.sft
+    needed = profile.rl.candidates - (1 if sft.gold_steps else 0)
+    share = np.mean([len(texts) >= needed for texts in samples.values()])
+    print0(f"{share:.0%} of the rows have enough distinct own samples for a chain of {profile.rl.candidates}")
+    if share < sft.least_share:
+        raise LabError(
+            f"{path}: only {share:.0%} of the rows have {needed} distinct, well-formed own samples; sft.least_share "
+            f"wants {sft.least_share:.0%}: raise sft.own_samples or rl.temperature, let it learn the format from "
+            "golds first (sft.gold_steps=30), or go on with sft.least_share=0, in another --run-dir"
+        )
+    if sft.gold_steps:
+        return lambda row, n, rng: pack_chain(best_answer(row), samples[row["id"]], n, rng)
+    # A chain that repeats an answer would teach to repeat; other rows show how it is done, unless there may be none.
+    fill = sft.least_share == 0
+    return lambda row, n, rng: own_answers(best_answer(row), samples[row["id"]], n, rng, fill)
 
 
-def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: int) -> None:
-    """Draw `sft.own_samples` single answers to every row and keep, by row id, those that may be shown.
-
-    Several processes share the rows. It says how many are left: where few are, chains repeat the gold.
-    """
+def _sample_rows(profile: Profile, task: Task, policy: Path | None, path: Path, seed: int) -> None:
+    """Draw `sft.own_samples` single answers to every row and keep, by row id, those that may be shown."""
     model, tokenizer = load_policy(profile, task, policy, seed)
     rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
-    mine, n, limit = rows[rank() :: world_size()], profile.sft.own_samples, profile.policy.max_answer_tokens
+    # Its seed is neither that of a training nor of an evaluation.
+    drawn = draw_answers(
+        profile, model, tokenizer, rows, profile.sft.own_samples, "own samples for the warmup", seed + 2_000_003
+    )
+    found = [(row["id"], fit_to_show(task, row, texts)) for row, texts in drawn]
+    ended = [bool(text) for _, texts in drawn for text in texts]
+    samples = dict(gather(found)[0])
+    if rank() == 0:
+        write_json(path, samples)
+    print0(f"own samples: {np.mean(ended):.0%} came to an end")
+    wait_for_all()
+
+
+def draw_answers(
+    profile: Profile, model, tokenizer, rows: list[dict], n: int, title: str, seed: int
+) -> list[tuple[dict, list[str]]]:
+    """Draw `n` single answers to each row of this process, which shares the rows with the others: (row, texts).
+
+    "" stands for an answer that did not come to an end.
+    """
+    mine, limit = rows[rank() :: world_size()], profile.policy.max_answer_tokens
     prompts = [render_prompt(tokenizer, row["prompt"], 1) for row in mine for _ in range(n)]
-    progress = StageProgress("own samples for the warmup", len(prompts))
+    progress = StageProgress(title, len(prompts))
     texts, lengths = sample(
         model,
         tokenizer,
@@ -57,22 +94,13 @@ def _sample_rows(profile: Profile, task: Task, policy: Path, path: Path, seed: i
         max_new_tokens=limit,
         temperature=profile.rl.temperature,
         top_p=1.0,
-        seed=seed + 2_000_003 + rank(),  # neither the seed of a training nor of an evaluation
+        seed=seed + rank(),
         batch=profile.evaluation.batch,
         on_progress=progress.update,
     )
     progress.close()
     ended = [text if length < limit else "" for text, length in zip(texts, lengths, strict=True)]
-    found = [(row["id"], fit_to_show(task, row, ended[i * n : (i + 1) * n])) for i, row in enumerate(mine)]
-    samples = dict(gather(found)[0])
-    if rank() == 0:
-        write_json(path, samples)
-    full = sum(len(texts) >= profile.rl.candidates - 1 for texts in samples.values()) / len(samples)
-    print0(
-        f"own samples: {np.mean([bool(text) for text in ended]):.0%} came to an end; {full:.0%} of the rows have "
-        f"enough distinct ones for a chain of {profile.rl.candidates}"
-    )
-    wait_for_all()
+    return [(row, ended[i * n : (i + 1) * n]) for i, row in enumerate(mine)]
 
 
 def best_answer(row: dict) -> str:
@@ -109,6 +137,19 @@ def pack_chain(gold: str, samples: list[str], n: int, rng: np.random.Generator) 
     return [answers[i] for i in rng.permutation(n)]
 
 
+def own_answers(gold: str, samples: list[str], n: int, rng: np.random.Generator, fill: bool) -> list[str]:
+    """Return `n` distinct own answers, shuffled, any of them for n = 1; the gold for a row that has none.
+
+    [] where a chain would need more than there are; `fill` takes the gold for what is missing.
+    """
+    if n == 1:
+        return [samples[rng.integers(len(samples))] if samples else gold]
+    if len(samples) < n and not fill:
+        return []
+    answers = [*samples[:n], *[gold] * (n - len(samples))]
+    return [answers[i] for i in rng.permutation(n)]
+
+
 # --- Stage 1: SFT warmup ----------------------------------------------------------------------
 
 
@@ -117,21 +158,38 @@ def train_sft(profile: Profile, run: Run, seed: int, *, name: str = "sft") -> Pa
 
     `name` is that of the stage in the run. Half of the rows ask for one answer, half for M; before
     chains are packed from the policy's own samples (`sft.chains`), it learns the format from golds alone, in
-    a stage within the stage. Finished work is not repeated; a killed stage continues from its last whole
-    checkpoint. LabError if another process trains the stage.
+    a stage within the stage, for `sft.gold_steps`. With 0 `sft.steps` the policy is the untouched model. Finished
+    work is not repeated; a killed stage continues from its last whole checkpoint. LabError if another process trains
+    the stage, or too few rows have samples of their own.
     """
     stage, task = run.stage(name), get_task(profile.task)
     if stage.is_finished():
         return stage.policy
     with stage.lock():
         start, demonstrate = None, task.demonstrations
+        if not profile.sft.steps:
+            return _untouched(profile, task, stage, seed)
         if profile.sft.chains == "own":
-            single = stage.stage(SINGLE)
-            if not single.has_policy():
-                _imitate(profile, task, single, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
-            start = single.policy
+            if profile.sft.gold_steps:
+                single = stage.stage(SINGLE)
+                if not single.has_policy():
+                    _imitate(profile, task, single, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
+                start = single.policy
             demonstrate = own_demonstrations(profile, task, start, stage / SAMPLES, seed)
         return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
+
+
+def _untouched(profile: Profile, task: Task, stage: Stage, seed: int) -> Path:
+    """Save the model as it is, with an adapter that changes nothing yet, as the policy of the stage."""
+    model, tokenizer = load_policy(profile, task, None, seed)
+    if rank() == 0:
+        with atomic_folder(stage.policy) as folder:
+            model.save_pretrained(str(folder))
+            tokenizer.save_pretrained(str(folder))
+        write_bytes(stage / LOG, b"")
+    wait_for_all()
+    print0("no warmup (sft.steps = 0): RL starts from the untouched model")
+    return stage.policy
 
 
 def _imitate(
@@ -195,8 +253,10 @@ def _sft_dataset(
         goal = sample_goal(task, rng) if answers == 1 and rng.random() < 0.25 else None
         text = render_prompt(tokenizer, row["prompt"], answers, goal)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        chain = join_chain(demonstrate(row, answers, rng)) + tokenizer.eos_token
-        completion = tokenizer(chain, add_special_tokens=False)["input_ids"]
+        shown = demonstrate(row, answers, rng)
+        if not shown:  # the row has no chain to show
+            continue
+        completion = tokenizer(join_chain(shown) + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         if len(prompt) + len(completion) > longest:  # it would be cut, and then teach an end where there is none
             continue
         examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
