@@ -1,4 +1,4 @@
-"""What a full-size run needs, before a GPU is rented: memory, batch shape and time. Estimates, from formulas.
+"""What a full-size run needs, before a GPU is rented: memory, batch shape, time and price. Estimates, from formulas.
 
 Each formula says what it counts; tests/unit/test_plan.py holds them against allocations measured on a CPU.
 Nothing here was measured on a GPU. GB are 10^9 bytes, and a card of N GB counts as N x 10^9 bytes.
@@ -9,28 +9,40 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.train.gpu import BACKENDS
+from vpo_lab.train.prompts import answers_per_rollout, rollouts_per_prompt
 
 # Estimates, in bytes. RESERVE: CUDA context, workspaces of cuBLAS and Triton, fragmentation. VLLM_WORK: activations
 # of the 4,096 tokens that vLLM batches, fp32 logits of its sampler, CUDA graphs, its copies of the adapter.
 RESERVE, VLLM_WORK = 2.0e9, 1.5e9
-# Shares of the card's peak that decoding (memory) and training (bf16 arithmetic) reach; estimates too.
-BANDWIDTH_USE, COMPUTE_USE = 0.6, 0.3
+# Estimates too: the share of the card's bandwidth that decoding reaches, and what a token costs besides (launches,
+# adapters); what a step costs besides decoding and training: adapter to vLLM, rewards, optimizer; a start of vLLM.
+BANDWIDTH_USE, TOKEN_SECONDS, STEP_SECONDS, START_SECONDS = 0.8, 3e-3, 1.0, 150.0
+PREFILL_USE = 0.4  # of the card's peak, while vLLM reads prompts
+ERROR = 0.4  # of every time and price
 TYPICAL = {"toolrl": (950, 83)}  # tokens of a mean prompt and of one answer; other tasks count at their longest
+TAGS = 12  # tokens around an answer of a chain
+SPREAD = {True: 0.33, False: 0.5}  # standard deviation of the lengths of chains and of singles, as a share of the mean
+TRAIN_ROWS, TEST_ROWS = {"toolrl": 3920}, {"toolrl": 80}
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 SCRATCH_VOCABULARY = 512  # the tokenizer is trained when a run starts; the tiny world's has 439 tokens
 
 NOTES = (
     "All numbers are estimates: formulas held against allocations on a CPU, none measured on a GPU. Memory: GB are "
     "10^9 bytes, policy.gpu_share = {share:g}, rl.micro_rollouts the largest that fits; {reserve:g} GB for CUDA and "
-    "fragmentation and {work:g} GB for vLLM's work are guesses. Time: decoding at {bandwidth:.0%} of the card's "
-    "bandwidth, training at {compute:.0%} of its bf16 peak, all rollouts at one length: the longest is the profile's, "
-    "the typical one the task's mean. Not counted: warmup, loading, weight transfer, rewards, evaluation."
+    "fragmentation and {work:g} GB for vLLM's work are guesses. Time: +-{error:.0%}. Decoding at {bandwidth:.0%} of "
+    "the card's bandwidth and {token:g} ms a token besides, until the longest rollout has ended; training at a fifth "
+    "to a quarter of its bf16 peak; {rest:g} s a step for the adapter, rewards and the optimizer. 'longest' is the "
+    "profile's limit, 'typical' the task's mean. A policy that thinks at length writes two or three times as much: "
+    "decoding takes as many times longer, training 20% to 50%. vpo-lab run --price P tells after 20 steps what it "
+    "really costs."
 )
 
 
@@ -68,11 +80,13 @@ class Card:
     gb: float
     bandwidth: float = 0.0  # GB/s
     tflops: float = 0.0  # bf16 with fp32 accumulation
+    price: float = 0.0  # dollars an hour, an assumption; 0 where none is at hand
+    use: float = 0.25  # the share of tflops that training reaches with micro batches of this size; an estimate
 
 
 @dataclass(frozen=True)
 class Work:
-    """One optimizer step of one GPU with all rollouts at one length, in tokens."""
+    """One optimizer step of one GPU, in tokens."""
 
     rollouts: int
     prompt: int
@@ -80,6 +94,10 @@ class Work:
     at_once: int  # rollouts that decode together
     decode_seconds: float = math.nan  # where the card's speed is unknown or nothing fits
     train_seconds: float = math.nan
+
+    @property
+    def seconds(self) -> float:
+        return self.decode_seconds + self.train_seconds + STEP_SECONDS
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,7 @@ class Plan:
     kv_tokens: int  # that the KV cache holds
     gpu_share: float  # suggested; 0: vLLM has no place on this card, or takes none
     work: dict[str, Work]
+    parts: dict[str, float]  # hours of the whole run, part by part, with typical lengths
 
 
 SHAPES = (
@@ -100,14 +119,14 @@ SHAPES = (
     Shape("Qwen3-8B", 4096, 12288, 36, 32, 8, 128, tied=False),
 )
 CARDS = (
-    Card("L4", 24, 300, 121),
+    Card("L4", 24, 300, 121, 0.8),
     Card("A10", 24, 600, 125),
     Card("RTX 3090", 24, 936, 71),
-    Card("RTX 4090", 24, 1008, 165),
+    Card("RTX 4090", 24, 1008, 165, 0.45),
     Card("A100-40", 40, 1555, 312),
-    Card("A100-80", 80, 2039, 312),
-    Card("H100", 80, 3350, 989),
-    Card("H200", 141, 4800, 989),
+    Card("A100-80", 80, 2039, 312, 1.6),
+    Card("H100", 80, 3350, 989, 2.6, use=0.2),
+    Card("H200", 141, 4800, 989, use=0.2),
 )
 TOO_OLD = {"t4": "7.5", "v100": "7.0"}  # compute capability
 
@@ -170,7 +189,8 @@ def card_of(text: str) -> Card:
     if not 0 < gb < 1000:
         raise LabError(f"--gpu {text}: not a known card; pass its memory in GB or one of {known}")
     same = min((card for card in CARDS if card.gb == gb), key=lambda card: card.bandwidth, default=Card("", gb))
-    return Card(f"{gb:g} GB" + (f"\n({same.name})" if same.name else ""), gb, same.bandwidth, same.tflops)
+    name = f"{gb:g} GB" + (f"\n({same.name})" if same.name else "")
+    return replace(same, name=name, gb=gb)
 
 
 # --- Counts -----------------------------------------------------------------------------------
@@ -292,9 +312,7 @@ def plan(profile: Profile, shape: Shape, card: Card, gpus: int = 1) -> Plan:
         raise LabError(f"--gpus {gpus}: unsloth trains on one GPU; for several add --set policy.backend=vllm")
     rollouts, m = rl.rollouts // gpus, rl.candidates
     longest = (policy.max_prompt_tokens, policy.max_answer_tokens)
-    lengths = {"longest": longest}
-    if profile.task in TYPICAL:
-        lengths["typical"] = tuple(map(min, longest, TYPICAL[profile.task]))
+    lengths = {"longest": longest} | ({"typical": typical(profile)} if profile.task in TYPICAL else {})
     token = kv_bytes_per_token(shape, WIDTH[policy.dtype])
     whole = (longest[0] + longest[1] * m) * token
     served = policy.backend in ("vllm", "unsloth")
@@ -312,37 +330,108 @@ def plan(profile: Profile, shape: Shape, card: Card, gpus: int = 1) -> Plan:
         left = room - (total - items["KV cache"] - base)
         share = min(math.ceil(100 * (base + rollouts * whole) / room), math.floor(100 * left / room)) / 100
         share = share if share * room - base >= whole else 0.0
+
+    def at_once(prompt: int, completion: int, wanted: int) -> int:
+        """How many rollouts decode together; Unsloth lets vLLM take fewer where the cache is small."""
+        if not micro or not served:
+            return wanted if micro else 0
+        limit = 256 if policy.backend != "unsloth" or cache > 12e9 else 48 if cache > 8e9 else 32
+        return min(wanted, int(cache // (prompt + completion) // token), limit)
+
+    def worked(answers: int, prompt: int, answer: int, spread: float) -> Work:
+        n, completion = rollouts * m // answers, answer * answers + (TAGS * answers if spread and answers > 1 else 0)
+        prompts = math.ceil(rollouts / rl.group_size) if served else n
+        return _work(profile, shape, card, Work(n, prompt, completion, at_once(prompt, completion, n)), prompts, spread)
+
     work = {}
     for answers in sorted({m, 1}, reverse=True):
         for name, (prompt, answer) in lengths.items():
-            load = (rollouts * m // answers, prompt, answer * answers)
-            at_once = min(load[0], int(cache // (prompt + load[2]) // token)) if served else load[0]
-            prompts = math.ceil(rollouts / rl.group_size) if served else load[0]
             kind = f"chains of {answers}, {name}" if answers > 1 else f"singles, {name}"
-            work[kind] = _work(profile, shape, card, Work(*load, at_once if micro else 0), prompts)
-    return Plan(card, items, total, micro, int(cache // token), share, work)
+            work[kind] = worked(answers, prompt, answer, SPREAD[answers > 1] if name == "typical" else 0.0)
+    parts = _parts(profile, shape, card, at_once) if micro and card.bandwidth and profile.task in TYPICAL else {}
+    return Plan(card, items, total, micro, int(cache // token), share, work, {k: v / gpus for k, v in parts.items()})
 
 
-def _work(profile: Profile, shape: Shape, card: Card, work: Work, prompts: int) -> Work:
-    """Decoding reads the weights once a token and the caches of all; vLLM reads a prompt once a group. Training takes
-    2 FLOPs a matrix parameter and token, three times: forward, backward to the inputs and, with LoRA, the recomputation
-    (frozen matrices get no weight gradients), else the weight gradients: 6N. TRL with vLLM scores once more: 8N. The
-    head counts for completions only; attention adds 2 layers q t^2 a pass; the adapters' own 2% are left out.
+def typical(profile: Profile) -> tuple[int, int]:
+    """Tokens of a mean prompt and of a mean answer."""
+    prompt, answer = TYPICAL[profile.task]
+    return min(profile.policy.max_prompt_tokens, prompt), min(profile.policy.max_answer_tokens, answer)
+
+
+def longest_of(n: int, mean: float, spread: float) -> float:
+    """Tokens of the longest of n rollouts whose lengths are lognormal: decoding goes on until it has ended."""
+    sigma = math.sqrt(math.log(1 + spread**2))
+    place = NormalDist().inv_cdf((n - 0.375) / (n + 0.25))  # of the largest of n, by Blom
+    return mean * math.exp(sigma * place - sigma**2 / 2)
+
+
+def decoding(profile: Profile, shape: Shape, card: Card, work: Work, prompts: int, spread: float) -> float:
+    """Seconds to sample the rollouts of `work`: in each turn weights are read once a token until the longest has ended,
+    and the caches of all; vLLM reads each of the `prompts` once.
     """
+    width = WIDTH[profile.policy.dtype]
+    matrices, head = shape.layers * sum(a * b for a, b in shape.linears), shape.vocabulary * shape.hidden
+    turns, speed = math.ceil(work.rollouts / work.at_once), card.bandwidth * 1e9 * BANDWIDTH_USE
+    cached = work.rollouts * (work.prompt + work.completion / 2) * kv_bytes_per_token(shape, width)
+    tokens = turns * longest_of(min(work.rollouts, work.at_once), work.completion, spread)
+    reading = 2 * matrices * work.prompt * prompts / (card.tflops * 1e12 * PREFILL_USE)
+    return tokens * ((matrices + head) * width / speed + TOKEN_SECONDS) + work.completion * cached / speed + reading
+
+
+def training(profile: Profile, shape: Shape, card: Card, rows: float, prompt: float, completion: float) -> float:
+    """Seconds to train on so many rows: 2 FLOPs a matrix parameter and token, three times: forward, backward to the
+    inputs and, with LoRA, the recomputation (frozen matrices get no weight gradients), else the weight gradients: 6N.
+    TRL with vLLM scores once more: 8N. The head counts for completions only; attention adds 2 layers q t^2 a pass; the
+    adapters' own 2% are left out.
+    """
+    policy, tokens, again = profile.policy, prompt + completion, 1 if profile.policy.backend == "vllm" else 0
+    matrices, head = shape.layers * sum(a * b for a, b in shape.linears), shape.vocabulary * shape.hidden
+    flops = 2 * (3 + again) * (matrices * tokens + head * completion)
+    flops += (again + (4 if policy.lora_rank else 3)) * 2 * shape.layers * shape.sides[2] * tokens**2
+    return rows * flops / (card.tflops * 1e12 * card.use)
+
+
+def _work(profile: Profile, shape: Shape, card: Card, work: Work, prompts: int, spread: float) -> Work:
     if not (card.bandwidth and work.at_once):
         return work
-    policy, n = profile.policy, work.rollouts
-    width, tokens = WIDTH[policy.dtype], work.prompt + work.completion
-    matrices, head = shape.layers * sum(a * b for a, b in shape.linears), shape.vocabulary * shape.hidden
-    cached = n * (work.prompt + work.completion / 2) * kv_bytes_per_token(shape, width)
-    read = work.completion * (math.ceil(n / work.at_once) * (matrices + head) * width + cached)
-    again = 1 if policy.backend == "vllm" else 0
-    attention = 2 * shape.layers * shape.sides[2] * tokens**2
-    flops = 2 * (3 + again) * (matrices * tokens + head * work.completion)
-    flops += (again + (4 if policy.lora_rank else 3)) * attention
-    speed = card.tflops * 1e12 * COMPUTE_USE
-    decode = read / (card.bandwidth * 1e9 * BANDWIDTH_USE) + 2 * matrices * work.prompt * prompts / speed
-    return Work(n, work.prompt, work.completion, work.at_once, decode, n * flops / speed)
+    decode = decoding(profile, shape, card, work, prompts, spread)
+    train = training(profile, shape, card, work.rollouts, work.prompt, work.completion)
+    return replace(work, decode_seconds=decode, train_seconds=train)
+
+
+def _parts(profile: Profile, shape: Shape, card: Card, at_once: Callable[[int, int, int], int]) -> dict[str, float]:
+    """Hours of each part of a run on one card, with typical lengths."""
+    sft, rl, evaluation = profile.sft, profile.rl, profile.evaluation
+    prompt, answer = typical(profile)
+    mean = {1: answer} | ({rl.candidates: (answer + TAGS) * rl.candidates} if rl.candidates > 1 else {})
+
+    def sampled(n: int, answers: int, batch: int, prompts: int) -> float:
+        """Seconds for n rollouts, in batches that each wait for their longest."""
+        work = Work(n, prompt, mean[answers], at_once(prompt, mean[answers], min(n, batch)))
+        return decoding(profile, shape, card, work, prompts, SPREAD[answers > 1])
+
+    requests = evaluation.requests or TEST_ROWS[profile.task]
+    rows = sft.train_rows or TRAIN_ROWS[profile.task]
+    singles = lambda n, rows: sampled(n * rows, 1, evaluation.batch, rows) if n else 0.0  # noqa: E731
+    steps = sft.steps + (sft.gold_steps if sft.chains == "own" else 0)
+    warmup = training(profile, shape, card, steps * sft.batch_rows, prompt, sum(mean.values()) / len(mean))
+    parts = {
+        "warmup": warmup + 0.5 * steps + (singles(sft.own_samples, rows) if steps and sft.chains == "own" else 0.0),
+        "which rows are solved": singles(rl.drop_solved, rl.train_rows or TRAIN_ROWS[profile.task]),
+    }
+    for method in profile.methods:
+        m, group = answers_per_rollout(profile, method), rollouts_per_prompt(profile, method)
+        n, prompts = rl.rollouts // rl.group_size * group, rl.rollouts // rl.group_size
+        step = sampled(n, m, n, prompts) + training(profile, shape, card, n, prompt, mean[m]) + STEP_SECONDS
+        looks = rl.steps // evaluation.every * evaluation.watch_requests if evaluation.every else 0
+        parts[f"{method}, {rl.steps:,} steps"] = rl.steps * step
+        parts[f"looks of {method}"] = looks * (sampled(group, m, group, 1) + STEP_SECONDS)
+    pools = [1, rl.candidates, *(answers_per_rollout(profile, method) for method in profile.methods)]
+    parts["pools"] = sum(
+        sampled(requests * math.ceil(evaluation.candidates / m), m, evaluation.batch, requests) for m in pools
+    )
+    parts["starts"] = 3 * START_SECONDS  # notebooks 02 to 04 each load the model
+    return {name: seconds / 3600 for name, seconds in parts.items() if seconds}
 
 
 def remedies(profile: Profile, shape: Shape, card: Card, gpus: int = 1) -> list[str]:
@@ -372,8 +461,11 @@ def remedies(profile: Profile, shape: Shape, card: Card, gpus: int = 1) -> list[
     return [text for *_, text in sorted(tried)]
 
 
-def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: int = 1) -> None:
-    """Print the plan for cards given by name or GB (default 24, 40, 80), `count` of each; LabError as its parts."""
+def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: int = 1, price: float = 0.0) -> None:
+    """Print the plan for cards given by name or GB (default 24, 40, 80), `count` of each; LabError as its parts.
+
+    `price` is that of a card and hour; 0: the assumption in `CARDS`.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -382,8 +474,9 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     trains = f"LoRA rank {policy.lora_rank}" if policy.lora_rank else "all weights trained"
     title = f"{profile.name}: {shape.name}, {weights(shape) / 1e9:.2f} B parameters, {policy.backend}, {trains}"
     space = Table(title=f"{title}\nEstimated memory of one GPU in RL at the longest lengths, in GB")
-    time = Table(title=f"Estimated time of an RL step, decoding + training, and of {steps:,}")
-    for table, heading in ((space, "item"), (time, "prompt + completion")):
+    time = Table(title=f"Estimated time of an RL step, decoding + training + {STEP_SECONDS:g} s, and of {steps:,}")
+    whole = Table(title=f"Estimated hours of the whole run at typical lengths, +-{ERROR:.0%}")
+    for table, heading in ((space, "item"), (time, "prompt + completion"), (whole, "part")):
         for text in (heading, *(p.card.name for p in plans)):
             table.add_column(text, justify="left" if text == heading else "right", no_wrap=True)
     for name in plans[0].items:
@@ -398,17 +491,33 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
         space.add_row(f"at once, {name}", *(f"{p.work[name].at_once} of {w.rollouts}" for p in plans))
         prompts, completions = (count * w.rollouts * tokens for tokens in (w.prompt, w.completion))
         label = f"{name}\n{w.rollouts} x ({w.prompt:,} + {w.completion:,})\n{prompts:,} + {completions:,} a step"
-        pairs = [(p.work[name].decode_seconds, p.work[name].train_seconds) for p in plans]
-        cells = ["?" if math.isnan(a) else f"{a:.1f} + {b:.1f} s\n{(a + b) * steps / 3600:.1f} h" for a, b in pairs]
+        cells = []
+        for each in (p.work[name] for p in plans):
+            pair = f"{each.decode_seconds:.3g} + {each.train_seconds:.3g} s"
+            cells.append("?" if math.isnan(each.seconds) else f"{pair}\n{each.seconds * steps / 3600:.1f} h")
         time.add_row(label, *cells, end_section=True)
+    for name in max((p.parts for p in plans), key=len):
+        whole.add_row(name, *(f"{p.parts[name]:.2f}" if p.parts else "?" for p in plans))
+    whole.add_section()
+    hours = [sum(p.parts.values()) for p in plans]
+    whole.add_row("all", *(between(hour, " h") for hour in hours))
+    prices = [price or p.card.price for p in plans]
+    bills = [between(hour * each * count, "") for hour, each in zip(hours, prices, strict=True)]
+    whole.add_row("price", *(f"{bill}\n({each:g} an hour)" for bill, each in zip(bills, prices, strict=True)))
     console = Console()
-    console.print(space, time)
+    console.print(space, time, *([whole] if any(hours) else []))
     for p in plans:
         if not p.micro:
             helps = remedies(profile, shape, p.card, count) or ["a larger card"]
             console.print(f"{p.card.gb:g} GB: not one rollout fits. What helps, the most first:", *helps, sep="\n  ")
-    guesses = dict(reserve=RESERVE / 1e9, work=VLLM_WORK / 1e9, bandwidth=BANDWIDTH_USE, compute=COMPUTE_USE)
+    guesses = dict(reserve=RESERVE / 1e9, work=VLLM_WORK / 1e9, bandwidth=BANDWIDTH_USE, error=ERROR)
+    guesses |= dict(token=1e3 * TOKEN_SECONDS, rest=STEP_SECONDS)
     console.print(NOTES.format(share=policy.gpu_share, **guesses), markup=False)
+
+
+def between(value: float, unit: str) -> str:
+    """A number with its error, as a range; "?" where it is not known."""
+    return f"{value * (1 - ERROR):.1f}-{value * (1 + ERROR):.1f}{unit}" if value else "?"
 
 
 def main() -> None:
@@ -423,10 +532,11 @@ def main() -> None:
     parser.add_argument("--profile", default="qwen3-1.7b")
     parser.add_argument("--gpu", action="append", default=[], help="a card's name or its GB; default 24, 40 and 80")
     parser.add_argument("--gpus", type=int, default=1, help="how many such cards share the rollouts of a step")
+    parser.add_argument("--price", type=float, default=0.0, help="of a card and hour; default: an assumption")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a profile field")
     chosen = parser.parse_args()
     try:
-        print_plan(get_profile(chosen.profile, assignments(chosen.set, "--set")), chosen.gpu, chosen.gpus)
+        print_plan(get_profile(chosen.profile, assignments(chosen.set, "--set")), chosen.gpu, chosen.gpus, chosen.price)
     except LabError as error:
         sys.exit(f"error: {error}")
 
