@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +28,11 @@ Hours = Annotated[
     typer.Option(
         help="End RL in time for an evaluation, hours from now; 0: evaluate what is there; default: no limit."
     ),
+]
+
+
+Price = Annotated[
+    float | None, typer.Option(help="Of this machine an hour: after 20 steps it is told what the rest will cost.")
 ]
 
 
@@ -56,6 +63,7 @@ def run(
     ] = None,
     one_at_a_time: Annotated[bool, typer.Option(help="Never run two notebooks side by side.")] = False,
     max_hours: Hours = None,
+    price: Price = None,
 ) -> None:
     """Run the notebooks; started again after a kill, continue where it was."""
     from vpo_lab.course.notebooks import run_pipeline
@@ -64,7 +72,8 @@ def run(
     overrides = overrides_of(settings, data)
     parameters = assignments(parameter, "-p")
     try:
-        path = run_pipeline(profile, seed, run_dir, overrides, parameters, False if one_at_a_time else None, max_hours)
+        together = False if one_at_a_time else None
+        path = run_pipeline(profile, seed, run_dir, overrides, parameters, together, max_hours, price)
     except KeyboardInterrupt:  # here, because typer ends the process before main() could see it
         print("stopped; the same command continues where it was", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -80,14 +89,17 @@ def train(
     data: Annotated[str, typer.Option(help="A parquet file or folder, instead of the task's own source.")] = "",
     settings: Setting = None,
     max_hours: Hours = None,
+    price: Price = None,
 ) -> None:
     """Train stages without notebooks, e.g. on several GPUs: accelerate launch -m vpo_lab.cli train sft vpo.
 
     `vpo-lab run` with the same options then finds them trained, evaluates and reports.
     """
-    from vpo_lab.processes import print0
+    from vpo_lab.processes import print0, session
     from vpo_lab.train.rl import train_stages
 
+    if price is not None:
+        os.environ.update(replace(session(), price=price).environment())
     overrides = overrides_of(settings, data)
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
         print0(str(policy))

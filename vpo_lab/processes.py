@@ -30,6 +30,7 @@ class Session:
     task_folder: str = ""  # where a relative path of a user's own task starts; "": the current folder
     until: float | None = None  # seconds since 1970 at which all training must be over; None: no limit
     headless: bool = False  # nobody watches: no live pictures, no widgets
+    price: float | None = None  # of this machine an hour, to say what a training will cost
 
     def environment(self) -> dict[str, str]:
         """Return the variable that hands this on to a process."""

@@ -9,9 +9,11 @@ import nbformat
 import pytest
 
 from vpo_lab.config import get_profile
+from vpo_lab.course import notebooks
 from vpo_lab.course.notebooks import COURSE_RULES, Job, _execute, as_committed, check_parameters, kernel_environment
 from vpo_lab.errors import LabError
 from vpo_lab.processes import Session, session
+from vpo_lab.runs import Run
 
 SMOKE = get_profile("smoke")
 
@@ -131,3 +133,14 @@ def test_published_notebooks_carry_outputs_but_no_timings():
     assert [cell.id for cell in result.cells] == ["a"]
     assert result.cells[0].execution_count == result.cells[0].outputs[0].execution_count == 1
     assert "papermill" not in json.dumps(result)
+
+
+def test_the_whole_run_says_what_the_rest_of_rl_will_take(tmp_path):
+    profile, run = get_profile("smoke", {"rl.steps": 50}), Run(tmp_path)
+    display = notebooks.Display(profile, run, [], price=2.0)
+    log = tmp_path / "grpo" / "log.jsonl"
+    log.parent.mkdir()
+    for step, now, told in ((0, 5, ""), (1, 100, ""), (15, 240, ""), (26, 350, "10 s a step, 0.2 h for 74 steps")):
+        log.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, step + 1)))
+        assert told in display.rest(now) and bool(told) == bool(display.rest(now))
+    assert "about 0.41 at 2 an hour" in display.rest(350)

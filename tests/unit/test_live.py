@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vpo_lab.processes import SESSION, Session
 from vpo_lab.show import live
-from vpo_lab.show.live import LiveView, someone_looks
+from vpo_lab.show.live import LiveView, StageProgress, projection, someone_looks
 
 REWARDS = {"set_reward": 0.1, "mean_reward": 0.2, "objective/format/mean": 0.3, "objective/format/best": 0.4}
 LOG = [{"step": step, **REWARDS} for step in range(1, 6)]
@@ -67,3 +67,23 @@ def test_an_objective_is_drawn_once(shown, monkeypatch):
     monkeypatch.setattr("vpo_lab.show.training_curves", lambda logs, metrics: drawn.append(metrics) or Figure())
     LiveView("VPO").update(LOG, at_once=True)
     assert drawn == [["set_reward", "mean_reward", "objective/format/mean"]]
+
+
+# --- What the rest will take ------------------------------------------------------------------
+
+
+def test_a_projection_is_hours_and_with_a_price_money():
+    assert projection(36.0, 250, None) == "36 s a step, 2.5 h for 250 steps"
+    assert projection(36.0, 250, 0.8).endswith("2.5 h for 250 steps, about 2.00 at 0.8 an hour")
+
+
+def test_it_is_told_once_after_twenty_steps_of_which_the_first_does_not_count(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv(SESSION, Session(price=3.0).environment()[SESSION])
+    progress, told = StageProgress("VPO", 250, done=100), []  # resumed
+    for step in range(101, 140):
+        clock[0] += 600 if step == 101 else 12  # graphs are compiled
+        told += filter(None, [progress.measured(step)])
+    (line,) = told
+    assert line == "VPO, measured: 12 s a step, 0.4 h for 129 steps, about 1.29 at 3 an hour"

@@ -193,6 +193,24 @@ def test_half_of_the_sft_rows_ask_for_a_chain_and_every_row_meets_both():
     assert len(set(zip(requests, chains, strict=True))) == 96
 
 
+def test_rows_that_the_start_solves_in_all_samples_are_left_out(monkeypatch, tmp_path, capsys):
+    rows, asked = TINY_TOOLS.load()[:5], []
+
+    def answers(profile, model, tokenizer, rows, n, *_):
+        asked.append(n)
+        return [(row, [row["gold"]] * k + [""] * (n - k)) for row, k in zip(rows, (3, 2, 0, 3, 1), strict=True)]
+
+    monkeypatch.setattr(training, "draw_answers", answers)
+    profile, path = small(rl__drop_solved=3), tmp_path / "solved.json.gz"
+    for _ in range(2):  # by the second method the samples are there
+        kept = training.without_solved(profile, TINY_TOOLS, None, None, rows, path, seed=0)
+        assert [row["id"] for row in kept] == [rows[i]["id"] for i in (1, 2, 4)]
+    assert asked == [3] and "2 of 5 rows are solved" in capsys.readouterr().out
+    assert training.without_solved(small(), TINY_TOOLS, None, None, rows, path, seed=0) == rows  # off
+    with pytest.raises(LabError, match="every row is solved"):
+        training.without_solved(profile, TINY_TOOLS, None, None, [rows[0], rows[3]], path, seed=0)
+
+
 # --- Rows -------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from vpo_lab.methods import get_method
 from vpo_lab.processes import Session, session, without_launcher
 from vpo_lab.runs import LOG, Run, find_run, open_run
 from vpo_lab.search.pool import pool_names
-from vpo_lab.show.live import duration
+from vpo_lab.show.live import MEASURED, duration, projection
 from vpo_lab.tasks import get_task
 from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend
@@ -113,6 +113,7 @@ def run_pipeline(
     parameters: dict | None = None,
     side_by_side: bool | None = None,
     max_hours: float | None = None,
+    price: float | None = None,
     execute: Callable[[Job, dict, dict[str, str]], None] | None = None,
 ) -> Path:
     """Execute all notebooks into the run folder; returns the path of its `summary.json`.
@@ -120,8 +121,8 @@ def run_pipeline(
     `overrides` changes profile fields by dotted name; `parameters` are further papermill
     parameters, which every notebook but 00 has to declare. `side_by_side` None: where there are two cores.
     `max_hours`, from now: RL ends in time for an evaluation, each method with an equal share; 0: what is
-    trained is evaluated as it is; None: no limit. `execute(job, parameters, environment)` runs one
-    notebook; None: papermill does.
+    trained is evaluated as it is; None: no limit. `price` is that of an hour here: what the rest will cost is
+    told. `execute(job, parameters, environment)` runs one notebook; None: papermill does.
     Raises LabError with one line on a wrong setting, a run folder of another run, a failed notebook.
     """
     profile = get_profile(profile_name, overrides)
@@ -146,10 +147,10 @@ def run_pipeline(
     if side_by_side is None:
         side_by_side = (os.cpu_count() or 1) >= 2 and profile.policy.backend == "scratch"
     jobs = {name: Job(name, source, run / f"{name}.ipynb") for name, source in sources.items()}
-    environment = kernel_environment(profile, until)
+    environment = kernel_environment(profile, until, price)
     with run.lock():
         _take_up_stopped(jobs, profile, run)
-        display = Display(profile, run, list(jobs.values()))
+        display = Display(profile, run, list(jobs.values()), price)
         for wave in waves:
             waiting = [jobs[name] for name in wave if not jobs[name].done]
             for batch in [waiting] if side_by_side else [[job] for job in waiting]:
@@ -193,10 +194,10 @@ def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
             jobs[ALONE].target.unlink()
 
 
-def kernel_environment(profile: Profile, until: float | None) -> dict[str, str]:
+def kernel_environment(profile: Profile, until: float | None, price: float | None = None) -> dict[str, str]:
     """Return the environment of every kernel: this shell's, less what is meant for other programs."""
     # A path to a task of one's own is meant from here.
-    told = Session(task_folder=session().task_folder or os.getcwd(), until=until, headless=True)
+    told = Session(task_folder=session().task_folder or os.getcwd(), until=until, headless=True, price=price)
     environment = {**without_launcher(os.environ), **told.environment()}
     environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # a server's Agg would show no picture
     environment.setdefault("OMP_NUM_THREADS", "1")
@@ -281,8 +282,9 @@ def _explain(job: Job) -> str:
 class Display:
     """Show the progress of the whole run: a live line in a terminal, now and then one in a log."""
 
-    def __init__(self, profile: Profile, run: Run, jobs: list[Job]):
-        self.profile, self.run, self.jobs = profile, run, jobs
+    def __init__(self, profile: Profile, run: Run, jobs: list[Job], price: float | None = None):
+        self.profile, self.run, self.jobs, self.price = profile, run, jobs, price
+        self.seen: dict[str, tuple[int, float]] = {}  # of each method: a step, and when it was over
         self.start = time.monotonic()
         self.first = self.fraction()
         self.shown_at, self.live = 0.0, sys.stderr.isatty()
@@ -305,6 +307,17 @@ class Display:
         step = self.run.stage(stage).last_step()
         return 0.9 * min(step / max(steps, 1), 1.0), f"{stage} {step}/{steps}" if job.started or step else ""
 
+    def rest(self, now: float) -> str:
+        """Return the time and price of the RL that is left, by the method that trains now, once 20 steps were seen."""
+        waiting = [method for method in self.profile.methods if not self.run.stage(method).has_policy()]
+        left = sum(max(0, self.profile.rl.steps - self.run.stage(method).last_step()) for method in waiting)
+        for method in waiting:
+            step = self.run.stage(method).last_step()
+            first, at = self.seen.setdefault(method, (step, now)) if step else (0, now)
+            if step - first >= MEASURED:
+                return f"   RL: {projection((now - at) / (step - first), left, self.price)}"
+        return ""
+
     def refresh(self) -> None:
         now = time.monotonic()
         if now - self.shown_at < (0.5 if self.live else 30):
@@ -314,7 +327,7 @@ class Display:
         gained = fraction - self.first
         eta = duration(spent / gained * (1 - fraction)) if gained > 0.01 else "--"
         running = [f"{j.name[:2]} {self._part(j)[1]}" for j in self.jobs if j.started and not j.done]
-        line = f"{fraction:4.0%}  {duration(spent)} spent, ETA {eta}   {'   '.join(running)}"
+        line = f"{fraction:4.0%}  {duration(spent)} spent, ETA {eta}   {'   '.join(running)}{self.rest(now)}"
         print(f"\r{line:<100}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -79,12 +79,23 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+MEASURED = 20  # steps after which the time of the rest is told
+
+
+def projection(seconds: float, steps: int, price: float | None) -> str:
+    """Return how long so many steps take at these seconds a step, and what they cost at this price of an hour."""
+    hours = seconds * steps / 3600
+    bill = f", about {hours * price:.2f} at {price:g} an hour" if price else ""
+    return f"{seconds:.3g} s a step, {hours:.1f} h for {steps:,} steps{bill}"
+
+
 class StageProgress:
     """Show one line, at most once a second: title, step, remaining time, the latest metrics."""
 
     def __init__(self, title: str, steps: int, done: int = 0):
         self.title, self.steps, self.first = title, steps, done
         self.start = time.monotonic()
+        self.second = 0.0  # when the first step was over, in which graphs are compiled
         self.shown_at = 0.0
         self.figures = ""
         self.handle = None
@@ -101,6 +112,15 @@ class StageProgress:
         eta = f"ETA {duration(spent / new * (self.steps - done))}" if new else "ETA --"
         ending = f"in {duration(spent)}" if done >= self.steps else eta
         self._show(f"{self.title}  {done}/{self.steps}  {ending}  {self.figures}")
+
+    def measured(self, done: int) -> str:
+        """Return the time and price of the steps that are left, once, when `MEASURED` steps were made; else ""."""
+        if done - self.first <= 1:
+            self.second = time.monotonic()
+        if done - self.first != MEASURED + 1 or done >= self.steps:
+            return ""
+        seconds = (time.monotonic() - self.second) / MEASURED
+        return f"{self.title}, measured: {projection(seconds, self.steps - done, session().price)}"
 
     def note(self, figures: dict) -> None:
         """Remember the latest values of the metrics in SHOWN."""

@@ -102,6 +102,8 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
 
         def on_step_end(self, args, state, control, **_):
             self.progress.update(state.global_step)
+            if told := self.progress.measured(state.global_step):
+                print0(f"\n{told}")
             if stop_at is not None and broadcast(time.time() >= stop_at):
                 control.should_save = control.should_training_stop = True
 
