@@ -16,6 +16,7 @@ from statistics import NormalDist
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
+from vpo_lab.metrics import power
 from vpo_lab.train.gpu import BACKENDS
 from vpo_lab.train.prompts import answers_per_rollout, rollouts_per_prompt
 
@@ -410,14 +411,16 @@ def _parts(profile: Profile, shape: Shape, card: Card, at_once: Callable[[int, i
         work = Work(n, prompt, mean[answers], at_once(prompt, mean[answers], min(n, batch)))
         return decoding(profile, shape, card, work, prompts, SPREAD[answers > 1])
 
-    requests = evaluation.requests or TEST_ROWS[profile.task]
+    requests = requests_of(profile)
     rows = sft.train_rows or TRAIN_ROWS[profile.task]
     singles = lambda n, rows: sampled(n * rows, 1, evaluation.batch, rows) if n else 0.0  # noqa: E731
     steps = sft.steps + (sft.gold_steps if sft.chains == "own" else 0)
     warmup = training(profile, shape, card, steps * sft.batch_rows, prompt, sum(mean.values()) / len(mean))
     parts = {
         "warmup": warmup + 0.5 * steps + (singles(sft.own_samples, rows) if steps and sft.chains == "own" else 0.0),
-        "which rows are solved": singles(rl.drop_solved, rl.train_rows or TRAIN_ROWS[profile.task]),
+        "which rows are solved": singles(
+            rl.drop_solved, rl.train_rows or TRAIN_ROWS[profile.task] - evaluation.held_out
+        ),
     }
     for method in profile.methods:
         m, group = answers_per_rollout(profile, method), rollouts_per_prompt(profile, method)
@@ -506,6 +509,8 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     whole.add_row("price", *(f"{bill}\n({each:g} an hour)" for bill, each in zip(bills, prices, strict=True)))
     console = Console()
     console.print(space, time, *([whole] if any(hours) else []))
+    if profile.task in TEST_ROWS:
+        console.print(f"What it can decide: {power(requests_of(profile))}.", markup=False)
     for p in plans:
         if not p.micro:
             helps = remedies(profile, shape, p.card, count) or ["a larger card"]
@@ -513,6 +518,12 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     guesses = dict(reserve=RESERVE / 1e9, work=VLLM_WORK / 1e9, bandwidth=BANDWIDTH_USE, error=ERROR)
     guesses |= dict(token=1e3 * TOKEN_SECONDS, rest=STEP_SECONDS)
     console.print(NOTES.format(share=policy.gpu_share, **guesses), markup=False)
+
+
+def requests_of(profile: Profile) -> int:
+    """How many requests a pool has."""
+    found = TEST_ROWS[profile.task] + profile.evaluation.held_out
+    return min(profile.evaluation.requests or found, found)
 
 
 def between(value: float, unit: str) -> str:

@@ -257,6 +257,19 @@ def paired_bootstrap(
     return bootstrap_interval(a_N - b_N, level=level, resamples=resamples, seed=seed)
 
 
+def power(requests: int, spread: float = 0.16) -> str:
+    """Say in one line what a comparison of two policies on so many requests can decide.
+
+    `spread` is the standard deviation of the paired difference of one request; 0.16 is an assumption, of best@k on
+    ToolRL. A true difference of 2.8 standard errors is found to differ from 0, at 5%, four times in five.
+    """
+    error = spread / np.sqrt(requests)
+    return (
+        f"{requests} requests: paired standard error of a difference about {error:.3f} (if requests vary by "
+        f"{spread:g}); a true difference below {2.8 * error:.3f} is likely to stay undecided"
+    )
+
+
 def _per_request(values: np.ndarray, name: str) -> np.ndarray:
     values = _finite(values, name, ("N",))
     if values.ndim > 2:

@@ -81,7 +81,7 @@ class Lab:
     def __init__(self, root: Path):
         self.root, self.shape, self.done = root, shape_here(), {}
         prompts = {"policy.max_prompt_tokens": 256} if ON_CPU else {}
-        self.longest_settings = prompts | {"rl.steps": 1, "evaluation.every": 0}
+        self.longest_settings = prompts | {"rl.steps": 1, "evaluation.every": 0, "evaluation.held_out": 0}
         self.machine = self.need(self.run("build", "transformers", longest=self.longest_settings), "versions")
         total = self.machine["total_bytes"]
         self.card = card_here(self.machine["device"], total) if total else None

@@ -58,6 +58,7 @@ def profile_here(model: Path, data: Path, backend: str, changes: dict | None = N
         "rl.warmup_steps": 0,  # or the first step would have a learning rate of 0
         "evaluation.every": 2,
         "evaluation.watch_requests": 2,
+        "evaluation.held_out": 2,
     }
     if small:
         settings["policy.max_answer_tokens"] = 12
@@ -77,6 +78,7 @@ def sampling_changes(per_prompt: int) -> dict:
         "policy.max_prompt_tokens": 256,
         "policy.max_answer_tokens": 8,
         "evaluation.every": 0,
+        "evaluation.held_out": 0,
     }
 
 

@@ -32,6 +32,7 @@ SETTINGS = {
     "evaluation.budgets": [1, 3, 6],
     "evaluation.every": 2,
     "evaluation.watch_requests": 2,
+    "evaluation.held_out": 3,
 }
 
 

@@ -73,6 +73,7 @@ def profile(data, tmp_path_factory) -> Profile:
             "rl.rollouts": 16,
             "rl.drop_solved": 0,
             "policy.max_answer_tokens": 64,  # random weights never write an end, so every rollout has this length
+            "evaluation.held_out": 2,
             "evaluation.every": 0,  # every rollout that is counted here is one of the training
             "evaluation.requests": 2,
             "evaluation.candidates": 6,
@@ -202,7 +203,7 @@ def test_the_real_rows_fit_the_full_profile(toolrl_dir, tmp_path):
     from transformers import AutoTokenizer
 
     copy_rows(toolrl_dir, tmp_path)
-    profile = get_profile("qwen3-1.7b", {"data": str(tmp_path)})
+    profile = get_profile("qwen3-1.7b", {"data": str(tmp_path), "evaluation.held_out": 0, "evaluation.every": 0})
     tokenizer = AutoTokenizer.from_pretrained(build_model(tmp_path, tmp_path / "model"))
     for split, size in (("train", 400), ("test", 80)):
         rows = load_rows(profile, TASK, split, tokenizer)

@@ -440,3 +440,12 @@ def test_a_difference_is_decided_only_beyond_rounding_noise():
     ]  # fmt: skip
     solved = metrics.chain_best_at_k(np.ones((50, 8, 3)), 3), metrics.chain_best_at_k(np.ones((50, 24, 1)), 3)
     assert metrics.verdict(*metrics.paired_bootstrap(*solved)[1:]) == "undecided"
+
+
+def test_the_power_of_a_comparison_is_what_a_simulation_finds():
+    line = metrics.power(400)
+    assert "400 requests" in line and "0.008" in line and "0.022" in line
+    rng, least = np.random.default_rng(0), 2.8 * 0.16 / 20
+    differences = rng.normal(least, 0.16, (4000, 400))
+    errors = differences.std(axis=1, ddof=1) / 20
+    assert np.mean(differences.mean(axis=1) > 1.96 * errors) == pytest.approx(0.8, abs=0.02)

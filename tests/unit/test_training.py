@@ -19,7 +19,14 @@ from vpo_lab.train import rl as training
 from vpo_lab.train import sft
 from vpo_lab.train import stage as stages
 from vpo_lab.train.policy import load_policy, scratch_tokenizer
-from vpo_lab.train.prompts import answers_per_rollout, load_rows, render_prompt, rollouts_per_prompt
+from vpo_lab.train.prompts import (
+    HELD_OUT,
+    answers_per_rollout,
+    evaluation_rows,
+    load_rows,
+    render_prompt,
+    rollouts_per_prompt,
+)
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 from vpo_lab.train.tiny_model import train_tokenizer
@@ -233,6 +240,51 @@ def test_rows_that_fit_are_kept_in_order_and_limited(capsys):
 def test_no_row_that_fits_is_one_line_that_names_the_setting():
     with pytest.raises(LabError, match=r"max_prompt_tokens = 3\b"):
         load_rows(small(policy__max_prompt_tokens=3), TASK, "test", train_tokenizer([]))
+
+
+def test_rows_held_out_are_in_pools_and_looks_and_in_no_training(run, monkeypatch):
+    tokenizer, data, watched = train_tokenizer([]), [], []
+    profile = small(evaluation__held_out=5, evaluation__every=1, evaluation__watch_requests=3, evaluation__requests=0)
+    apart = [row["id"] for row in load_rows(profile, TASK, HELD_OUT, tokenizer)]
+    kept = [row["id"] for row in load_rows(profile, TASK, "train", tokenizer)]
+    assert len(apart) == 5 and sorted([*apart, *kept]) == sorted(row["id"] for row in TASK.load())
+    assert apart == [row["id"] for row in load_rows(profile, TASK, HELD_OUT, tokenizer)]  # the same every time
+    tests = [row["id"] for row in TASK.load(None, "test")]
+    assert [row["id"] for row in evaluation_rows(profile, TASK, tokenizer)] == [*tests, *apart]
+    fewer = profile.with_overrides({"evaluation.requests": 9})
+    assert [row["id"] for row in evaluation_rows(fewer, TASK, tokenizer)] == [*tests, apart[0]]
+
+    def look(trainer, *_):
+        data.extend(trainer.train_dataset["id"])
+        watched.extend(trainer.eval_dataset["id"])
+
+    monkeypatch.setattr(training, "run_stage", look)
+    train_rl(profile.with_overrides({"rl.steps": 60, "rl.train_rows": 0}), "vpo", run, seed=0)
+    assert watched == apart[:3] and set(data) == set(kept)
+    shown = []
+    demonstrate = lambda row, n, rng: shown.append(row["id"]) or TASK.demonstrations(row, n, rng)  # noqa: E731
+    sft._sft_dataset(profile, scratch_tokenizer(profile, TASK), TASK, 60, demonstrate, seed=0)
+    assert set(shown) <= set(kept)
+
+
+def test_equal_prompts_are_never_on_both_sides():
+    class Twins:
+        name = "twins"
+
+        def load(self, path, split):
+            return [{"id": str(n), "prompt": [{"role": "user", "content": f"{n // 4}"}], "gold": ""} for n in range(40)]
+
+    profile, sides = small(evaluation__held_out=3), []
+    for split in ("train", HELD_OUT):
+        sides.append({row["prompt"][0]["content"] for row in load_rows(profile, Twins(), split, train_tokenizer([]))})
+    assert not sides[0] & sides[1] and all(sides)
+
+
+def test_more_rows_held_out_than_there_are_is_one_line():
+    with pytest.raises(LabError, match="held_out = 48"):
+        load_rows(small(evaluation__held_out=48), TASK, "train", train_tokenizer([]))
+    with pytest.raises(LabError, match="held_out >= evaluation"):
+        small(evaluation__every=5)
 
 
 # --- Policies ---------------------------------------------------------------------------------

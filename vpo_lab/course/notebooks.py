@@ -23,6 +23,7 @@ from vpo_lab.course.figures import small_png
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.methods import get_method
+from vpo_lab.metrics import power
 from vpo_lab.processes import Session, session, without_launcher
 from vpo_lab.runs import LOG, Run, find_run, open_run
 from vpo_lab.search.pool import pool_names
@@ -132,7 +133,11 @@ def run_pipeline(
     if max_hours is not None and not max_hours >= 0:
         raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
     check_backend(profile)
-    check_task(get_task(profile.task), profile.data or None)  # a wrong path ends here, not in 02
+    task = get_task(profile.task)
+    check_task(task, profile.data or None)  # a wrong path ends here, not in 02
+    if profile.evaluation.held_out:
+        found = len(task.load(profile.data or None, "test")) + profile.evaluation.held_out
+        print(f"evaluation: {power(min(profile.evaluation.requests or found, found))}", file=sys.stderr)
     # Absolute: kernels work in the notebooks' folder, the user names folders from here.
     folder = find_run(profile, run_dir).folder
     values = {"profile": profile_name, "seed": seed, "run_dir": str(folder), "overrides": overrides or {}}

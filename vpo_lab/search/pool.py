@@ -18,7 +18,7 @@ from vpo_lab.runs import Run
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
-from vpo_lab.train.prompts import answers_per_rollout, load_rows, render_prompt, sample_goal
+from vpo_lab.train.prompts import answers_per_rollout, evaluation_rows, render_prompt, sample_goal
 from vpo_lab.train.sampling import sample
 
 SOLVED = 1 - 1e-9
@@ -97,7 +97,7 @@ def pool_names(profile: Profile) -> list[str]:
 
 
 def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = "", suffix: str = "") -> Pool:
-    """Return the pool of one policy on the test requests: sampled and saved, or loaded if it is there.
+    """Return the pool of one policy on the rows of the evaluation: sampled and saved, or loaded if it is there.
 
     `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
     folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
@@ -108,7 +108,7 @@ def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = 
         return Pool.load(path)
     task, stage, m, states_goal = asked_for(profile, name, method)
     model, tokenizer = load_policy(profile, task, run.stage(stage).policy, seed)
-    rows = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.requests)
+    rows = evaluation_rows(profile, task, tokenizer)
     pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
     pool.save(path)
     return pool

@@ -26,9 +26,22 @@ def render_prompt(tokenizer, messages: list[dict], m: int, goal: dict[str, int] 
     )
 
 
+HELD_OUT = "held out"  # a split of its own: train rows that nothing is trained on
+
+
 def load_rows(profile: Profile, task: Task, split: str, tokenizer, limit: int = 0) -> list[dict]:
-    """Load the rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all)."""
-    rows = task.load(profile.data or None, split)
+    """Load the rows of a split whose prompt fits the profile's window, the first `limit` of them (0: all).
+
+    The split is "train", `HELD_OUT` or "test". With `evaluation.held_out` the first two share the train rows, the same
+    way for every seed; a prompt is never in both.
+    """
+    rows = task.load(profile.data or None, "test" if split == "test" else "train")
+    if split != "test" and (count := profile.evaluation.held_out):
+        if count >= len(rows):
+            raise LabError(f"evaluation.held_out = {count}: {task.name} has {len(rows)} train rows, none would be left")
+        apart = {repr(rows[i]["prompt"]) for i in np.random.default_rng(0).permutation(len(rows))[:count]}
+        rows = [row for row in rows if (repr(row["prompt"]) in apart) == (split == HELD_OUT)]
+        rows = rows[:count] if split == HELD_OUT else rows  # prompts may repeat
     longest = profile.policy.max_prompt_tokens
     texts = [render_prompt(tokenizer, row["prompt"], profile.rl.candidates) for row in rows]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -62,6 +75,14 @@ def _with_pad_and_eos(tokenizer):
             raise LabError("the tokenizer has no pad token besides its eos token: set tokenizer.pad_token first")
         tokenizer.pad_token = "<|endoftext|>"
     return tokenizer
+
+
+def evaluation_rows(profile: Profile, task: Task, tokenizer) -> list[dict]:
+    """Load the rows that pools are made of: the test split, then the train rows held out, `evaluation.requests`."""
+    rows = load_rows(profile, task, "test", tokenizer)
+    if profile.evaluation.held_out:
+        rows += load_rows(profile, task, HELD_OUT, tokenizer)
+    return rows[: profile.evaluation.requests or None]
 
 
 def answers_per_rollout(profile: Profile, method: str) -> int:

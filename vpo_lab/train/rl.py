@@ -23,6 +23,7 @@ from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import (
+    HELD_OUT,
     answers_per_rollout,
     load_rows,
     method_of,
@@ -102,7 +103,7 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
     )
     rows = load_rows(profile, task, "train", tokenizer, limit=rl.train_rows)
     rows = without_solved(profile, task, model, tokenizer, rows, start.parent / SOLVED, seed)
-    watched = load_rows(profile, task, "test", tokenizer, limit=profile.evaluation.watch_requests) if every else []
+    watched = load_rows(profile, task, HELD_OUT, tokenizer, limit=profile.evaluation.watch_requests) if every else []
 
     with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         # Left as TRL's vLLM sets them, a second trainer would believe that it is one of several.
