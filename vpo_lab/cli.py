@@ -95,12 +95,17 @@ def train(
 
     `vpo-lab run` with the same options then finds them trained, evaluates and reports.
     """
+    from vpo_lab.config import get_profile
     from vpo_lab.processes import print0, session
     from vpo_lab.train.rl import train_stages
+    from vpo_lab.train.watch import is_to_watch, watch
 
     if price is not None:
         os.environ.update(replace(session(), price=price).environment())
     overrides = overrides_of(settings, data)
+    chosen = get_profile(profile, overrides)
+    if is_to_watch(chosen):
+        raise typer.Exit(watch(sys.argv[1:], chosen, stages, run_dir, max_hours))
     for policy in train_stages(profile, stages, seed, run_dir, overrides, max_hours):
         print0(str(policy))
 

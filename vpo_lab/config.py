@@ -105,6 +105,7 @@ class Profile:
     data: str = ""  # a parquet file or folder; "": the task's own source
     code: str = ""  # the profile that notebook 06 trains; "": `vpo-lab run` leaves 06 out
     track: bool = False  # Weights & Biases, when a key is there
+    patience: float = 0.0  # minutes without a line in its log after which a training is ended and goes on; 0: no limit
     minutes: str = field(default="", compare=False)  # what a reader should expect, for the display
 
     def with_overrides(self, overrides: dict | None) -> Profile:
@@ -140,8 +141,8 @@ class Profile:
 
 # What a run may be continued with another value of: none of these changes what is trained or measured.
 NEUTRAL = (
-    "name", "minutes", "code", "track", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows", "rl.micro_rollouts",
-    "rl.checkpoint_every", "evaluation.batch",
+    "name", "minutes", "code", "track", "patience", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows",
+    "rl.micro_rollouts", "rl.checkpoint_every", "evaluation.batch",
 )  # fmt: skip
 
 # What has to hold, read from left to right; behind "#" what to do.
@@ -179,6 +180,7 @@ RULES = (
     "policy.lora_rank > 0 or policy.backend != 'unsloth'  # set policy.backend = transformers or vllm",
     "policy.lora_rank > 0 or policy.backend == 'scratch' or policy.dtype == 'float32'"
     "  # set policy.dtype = float32: bfloat16 weights are too coarse for small steps",
+    "patience >= 0",
     "evaluation.requests >= 0",
     "evaluation.batch >= 1",
     "evaluation.bootstrap >= 1",
@@ -368,6 +370,7 @@ QWEN = Profile(
     evaluation=Evaluation(requests=0, temperature=0.7, top_p=0.95, batch=48, every=25, held_out=320),
     methods=("grpo", "vpo"),
     track=True,
+    patience=30.0,  # several times the longest step on the slowest card
     minutes="an estimated 8-16 hours on one 24 GB GPU; not yet run",
 )
 

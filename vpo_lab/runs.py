@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import vpo_lab
 from vpo_lab.config import Profile, checked_seed, differences
 from vpo_lab.errors import LabError
 from vpo_lab.files import explain_full_disk, read_json, write_bytes, write_json
-from vpo_lab.processes import print0, rank, session, stand_alone
+from vpo_lab.processes import broadcast, gather, print0, rank, session, stand_alone, wait_for_all, world_size
 
 MANIFEST = "run.json"
 
@@ -127,6 +128,12 @@ class Stage(Folder):
             return next((json.loads(line)["step"] for line in reversed(lines) if line.endswith(b"}")), 0)
         except (OSError, ValueError, KeyError):
             return 0
+
+    def stands_still(self, since: float, minutes: float) -> bool:
+        """Return True if it trains and wrote to its logs after `since` (seconds since 1970), but not for `minutes`."""
+        logs = [path for path in (self / LOG, self / EVAL_LOG) if path.exists()]
+        beat = max((path.stat().st_mtime for path in logs), default=0.0)
+        return bool(minutes) and beat > since and time.time() - beat > 60 * minutes and not self.has_policy()
 
     @property
     def stopped(self) -> dict | None:
@@ -250,6 +257,8 @@ def _take_up(run: Run, profile: Profile, mine: dict) -> None:
 
 _unlocked: set[Path] = set()
 
+SHARED_SECONDS = 20.0  # until a file of another machine is seen; NFS remembers for some seconds what was not there
+
 
 @contextmanager
 def only_one_in(folder: Path, name: str = ".lock", flock: Callable[..., object] = fcntl.flock) -> Iterator[None]:
@@ -268,6 +277,28 @@ def only_one_in(folder: Path, name: str = ".lock", flock: Callable[..., object] 
                 _unlocked.add(folder)
                 print0(f"files in {folder} cannot be locked ({error.strerror}): let only one process work there")
         yield
+
+
+def check_shared(run: Run) -> None:
+    """Raise a LabError unless all processes, of several machines perhaps, see what the first writes to the run folder.
+
+    Each reads its policies and samples there; one that does not see them would train something else, or wait.
+    """
+    if world_size() == 1:
+        return
+    mark, mine = run / ".seen_by_all", broadcast(uuid.uuid4().hex)
+    if rank() == 0:
+        write_bytes(mark, mine.encode())
+    wait_for_all()
+    patience = time.monotonic() + SHARED_SECONDS
+    while not (seen := mark.exists() and mark.read_text() == mine) and time.monotonic() < patience:
+        time.sleep(0.2)
+    blind = [number for number, saw in enumerate(gather([seen])[0]) if not saw]
+    if blind:
+        raise LabError(
+            f"run folder {run}: processes {blind} do not see what process 0 writes there: put it on a disk that all "
+            "machines share (--run-dir)"
+        )
 
 
 # --- Checkpoints ------------------------------------------------------------------------------

@@ -99,6 +99,11 @@ def test_gpu_tests_cannot_pass_by_skipping():
     assert gpu_step("make gpu")["env"]["PYTEST_ADDOPTS"] == "--need gpu"
 
 
+def test_only_a_run_by_hand_is_a_long_one():
+    assert GPU["env"]["SHORT"] == "${{ github.event_name != 'workflow_dispatch' && 'yes' || '' }}"
+    assert "github.event_name == 'workflow_dispatch' && '20' || '1'" in GPU["env"]["MAX_HOURS"]
+
+
 def test_gpu_settings_of_the_short_run_exist():
     from vpo_lab.cli import assignments
     from vpo_lab.config import PROFILES, get_profile
@@ -117,6 +122,7 @@ def test_gpu_keeps_its_results_whatever_happens_and_no_checkpoints():
     assert step["if"] == "always()" and step["with"]["include-hidden-files"] == "true"
     kept = step["with"]["path"].split()
     assert {f"{run}/*.ipynb", f"{run}/.*.ipynb", f"{run}/summary.json", f"{GPU['env']['LOGS']}/"} <= set(kept)
+    assert {f"{run}/*/policy/", f"{run}/pools/"} <= set(kept)  # what was paid for
     assert not [path for path in kept if "checkpoint" in path or path.rstrip("/") == run]
 
 

@@ -272,3 +272,23 @@ def test_frozen_weights_are_bfloat16_on_a_cpu_that_computes_it_and_lora_stays_fl
     ids = torch.tensor([[1, 2, 3]])
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(w.grad.isfinite().all() for w in model.parameters() if w.requires_grad)
+
+
+# --- vLLM's window ----------------------------------------------------------------------------
+
+
+def with_window(tokens: int):
+    model = small_model(train_tokenizer(["a b c"]))  # one layer, one head of 8: 32 bytes a token
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=tokens))
+    model.vllm_engine = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))
+    return model
+
+
+def test_a_share_too_small_for_the_window_is_refused_with_the_share_that_is_needed(monkeypatch):
+    # 3,000 tokens of 32 bytes are 96,000 bytes, a tenth of this card.
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=960_000))
+    machine.check_window(with_window(5760), 0.2, 5760)
+    with pytest.raises(LabError, match=r"room for 2760 tokens.* 5760: set policy\.gpu_share=0\.31$"):
+        machine.check_window(with_window(2760), 0.2, 5760)
+    with pytest.raises(LabError, match="take a larger card"):
+        machine.check_window(with_window(2760), 0.9, 5760)

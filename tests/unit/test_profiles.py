@@ -165,6 +165,7 @@ def test_what_does_not_affect_results_is_not():
         "minutes": "soon",
         "code": "",
         "track": True,
+        "patience": 5.0,
         "policy.gpu_share": 0.9,
         "policy.vllm_server": "http://a:1",
     }

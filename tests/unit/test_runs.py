@@ -384,3 +384,37 @@ def test_the_commit_is_that_of_the_packages_own_repository(checkout, tmp_path_fa
     (checkout / "pkg" / "a.py").write_text("2\n")
     assert commit(checkout / "pkg") == head + "+"
     assert len(runs.versions()) > 5
+
+
+# --- Several machines, and a stage that stands still ------------------------------------------
+
+
+def test_a_run_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHARED_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "world_size", lambda: 2)
+    monkeypatch.setattr(runs, "broadcast", lambda value: value)
+    monkeypatch.setattr(runs, "wait_for_all", lambda: None)
+    monkeypatch.setattr(runs, "gather", lambda mine: ([True, *mine], slice(1, 2)))
+    monkeypatch.setattr(runs, "rank", lambda: 1)
+    with pytest.raises(LabError, match=r"processes \[1\] do not see") as caught:
+        runs.check_shared(Run(tmp_path))
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(runs, "rank", lambda: 0)  # it writes the file itself
+    runs.check_shared(Run(tmp_path))
+
+
+def test_a_stage_stands_still_when_its_log_does_until_it_has_a_policy(tmp_path):
+    stage, now = Run(tmp_path).stage("vpo"), time.time()
+    assert not stage.stands_still(0, 1)  # not begun: it loads, or samples
+    stage.folder.mkdir()
+    for name in (runs.LOG, runs.EVAL_LOG):
+        (stage / name).touch()
+        os.utime(stage / name, (now - 120, now - 120))
+    assert stage.stands_still(now - 200, 1) and not stage.stands_still(now - 200, 3)
+    assert not stage.stands_still(now - 100, 1)  # of an earlier start
+    assert not stage.stands_still(now - 200, 0)  # no limit
+    os.utime(stage / runs.EVAL_LOG)  # a look
+    assert not stage.stands_still(now - 200, 1)
+    os.utime(stage / runs.EVAL_LOG, (now - 120, now - 120))
+    stage.policy.mkdir()
+    assert not stage.stands_still(now - 200, 1)

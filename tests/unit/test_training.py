@@ -30,7 +30,7 @@ from vpo_lab.train.prompts import (
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 from vpo_lab.train.tiny_model import train_tokenizer
-from vpo_lab.train.trainer import earned
+from vpo_lab.train.trainer import earned, try_longest
 from vpo_lab.train.trl import VPOMixin
 
 # A small policy writes its answers, tags and all, after a few steps: else nothing would be earned, nor trained.
@@ -506,3 +506,102 @@ def test_the_manifest_of_a_policy_names_its_shape(run):
     assert (config["hidden_size"], config["model_type"]) == (32, "qwen3")
     model, tokenizer = load_policy(small(), TASK, folder, seed=0)
     assert model.config.vocab_size == len(tokenizer)
+
+
+# --- Short of memory --------------------------------------------------------------------------
+
+
+def starve(monkeypatch, owner, step: int) -> list[int]:
+    """Let memory run out once, in the forward pass of that step; notes the rows of every pass."""
+    original, rows, told = owner.compute_loss, [], []
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        rows.append(len(inputs.get("completion_ids", inputs.get("input_ids"))))
+        if self.state.global_step == step - 1 and not told:
+            told.append(step)
+            raise torch.OutOfMemoryError("CUDA out of memory (a fake)")
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(owner, "compute_loss", compute_loss)
+    return rows
+
+
+def assert_nearly_same_end(straight: Path, resumed: Path, start: dict) -> None:
+    expected, found = kept(straight), kept(resumed)
+    moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
+    apart = max(float((expected[name] - found[name]).abs().max()) for name in expected)
+    assert moved > 1e-3 and apart < 0.02 * moved  # other sums of the same numbers
+    losses = [[entry["loss"] for entry in read_log(folder)] for folder in (straight, resumed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["vpo", "grpo"])
+def test_out_of_memory_halves_the_micro_batch_and_rl_goes_on_from_the_checkpoint(
+    run, monkeypatch, tmp_path, capsys, method
+):
+    profile = small(rl__steps=5, rl__micro_rollouts=8, rl__checkpoint_every=2)
+    straight = Run(tmp_path / "straight")
+    shutil.copytree(run, straight)
+    train_rl(profile, method, straight, seed=0)
+    rows = starve(monkeypatch, VPOMixin, 3)
+    train_rl(profile, method, run, seed=0)
+    before, after = rows[: rows.index(4)], rows[rows.index(4) :]
+    group = 16 * rollouts_per_prompt(profile, method) // 4
+    assert set(before) == {8} and set(after) == {4} and len(after) == 3 * group // 4  # steps 3 to 5
+    assert "rl.micro_rollouts is 4" in capsys.readouterr().out
+    assert_nearly_same_end(straight / method, run / method, kept(run / "sft"))
+
+
+def test_out_of_memory_in_the_warmup_is_no_end_either(tmp_path, monkeypatch):
+    profile, straight, starved = small(sft__steps=5), Run(tmp_path / "a"), Run(tmp_path / "b")
+    train_sft(profile.with_overrides({"sft.steps": 1}), Run(tmp_path / "first"), seed=0)
+    train_sft(profile, straight, seed=0)
+    rows = starve(monkeypatch, SFTTrainer, 3)
+    train_sft(profile, starved, seed=0)
+    assert set(rows[: rows.index(4)]) == {8} and set(rows[rows.index(4) :]) == {4}
+    assert_nearly_same_end(straight / "sft", starved / "sft", kept(tmp_path / "first" / "sft"))
+
+
+def test_with_one_row_a_pass_there_is_nothing_left_to_halve(run, monkeypatch):
+    monkeypatch.setattr(training, "_train_rl", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError):
+        train_rl(small(rl__micro_rollouts=2), "vpo", run, seed=0)
+
+
+def test_one_of_several_processes_says_what_to_set(run, monkeypatch):
+    def fail(profile):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(stages, "world_size", lambda: 2)
+    with pytest.raises(LabError, match=r"rl\.micro_rollouts=8"):
+        stages.with_less_memory(small(), "rl.micro_rollouts", fail)
+
+
+@pytest.mark.parametrize("method", ["vpo", "vpo_credit", "grpo"])
+def test_the_longest_prompt_is_tried_first_and_changes_nothing(run, monkeypatch, tmp_path, method):
+    profile, tried = small(rl__steps=2, rl__micro_rollouts=4, rl__kl=0.1), []
+    straight = Run(tmp_path / "straight")
+    shutil.copytree(run, straight)
+    train_rl(profile, method, straight, seed=0)
+
+    def stage(trainer, *arguments):
+        step = trainer.training_step
+
+        def first(model, *rest):
+            if not tried:
+                spy(monkeypatch, type(trainer), "compute_loss", lambda loss, model, inputs, *_, **__: tried.append(inputs))
+                try_longest(trainer, model)
+            return step(model, *rest)
+
+        trainer.training_step = first
+        return stages.run_stage(trainer, *arguments)
+
+    monkeypatch.setattr(training, "run_stage", stage)
+    train_rl(profile, method, run, seed=0)
+    assert_same_end(straight / method, run / method, 2)
+    assert straight.log(method)[0].keys() == run.log(method)[0].keys()
+    tokenizer, worst = scratch_tokenizer(profile, TASK), tried[0]
+    m = answers_per_rollout(profile, method)
+    prompts = [render_prompt(tokenizer, row["prompt"], m) for row in TASK.load()]
+    assert worst["completion_ids"].shape == (4, 15 * m) and worst["completion_mask"].all()
+    assert worst["prompt_ids"].shape == (4, max(len(ids) for ids in tokenizer(prompts)["input_ids"]))

@@ -31,6 +31,7 @@ from vpo_lab.show.live import MEASURED, duration, projection
 from vpo_lab.tasks import get_task
 from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend
+from vpo_lab.train.watch import RESTARTS, end_group, stage_that_stands_still, stood_still
 
 # Notebooks of one wave do not need each other and run side by side.
 WAVES = (
@@ -78,6 +79,9 @@ class Job:
     seconds: float = 0.0
     error: BaseException | None = None
     thread: threading.Thread | None = field(default=None, repr=False)
+    kernel: int = 0  # its process, while it runs
+    began: float = 0.0  # when that was started, in seconds since 1970
+    stood_still: bool = False
 
     @property
     def done(self) -> bool:
@@ -159,7 +163,9 @@ def run_pipeline(
         for wave in waves:
             waiting = [jobs[name] for name in wave if not jobs[name].done]
             for batch in [waiting] if side_by_side else [[job] for job in waiting]:
-                _run_batch(batch, lambda job: (execute or _execute)(job, told[job.name], environment), display)
+                _run_batch(
+                    batch, lambda job: (execute or _execute)(job, told[job.name], environment), display, profile, run
+                )
         display.close()
     if not run.summary.exists():
         raise LabError(f"05 ended without {run.summary}: delete {run / '05_bestk_and_pareto.ipynb'} and run again")
@@ -211,10 +217,19 @@ def kernel_environment(profile: Profile, until: float | None, price: float | Non
     return environment
 
 
-def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display) -> None:
+def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display, profile: Profile, run: Run) -> None:
+    """Run notebooks side by side; one whose training stands still is ended and goes on, `RESTARTS` times."""
+    trains = stages_of(profile)
+
     def note_errors(job: Job) -> None:
         try:
-            execute(job)
+            for tries in range(RESTARTS + 1):
+                job.kernel, job.began, job.stood_still = 0, time.time(), False
+                try:
+                    return execute(job)
+                except BaseException:
+                    if not job.stood_still or tries == RESTARTS:
+                        raise
         except BaseException as error:
             job.error = error
         finally:
@@ -227,6 +242,13 @@ def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display
         job.thread.start()
     while alive := [job for job in jobs if job.thread.is_alive()]:
         display.refresh()
+        for job in alive:
+            if not job.kernel or job.stood_still or job.name not in trains:
+                continue
+            if still := stage_that_stands_still(run, [trains[job.name]], job.began, profile.patience):
+                print(f"\n{job.name}, {stood_still(still, profile.patience)}", file=sys.stderr)
+                job.stood_still = True
+                end_group(job.kernel)
         alive[0].thread.join(0.5)
     failed = [job for job in jobs if job.error is not None]
     if failed:
@@ -242,7 +264,7 @@ def _execute(job: Job, values: dict, environment: dict[str, str]) -> None:
         _literal(job.partial),
         parameters=values,
         kernel_name="python3",
-        kernel_manager_class=kernel_of_this_python(environment),
+        kernel_manager_class=kernel_of_this_python(environment, job),
         cwd=str(job.source.parent),
         progress_bar=False,
         log_output=False,
@@ -257,8 +279,11 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def kernel_of_this_python(environment: dict[str, str]) -> type:
-    """Return a kernel manager that starts this interpreter; a kernelspec "python3" may name another one."""
+def kernel_of_this_python(environment: dict[str, str], job: Job) -> type:
+    """Return a kernel manager that starts this interpreter; a kernelspec "python3" may name another one.
+
+    It notes the process in the job.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -270,6 +295,7 @@ def kernel_of_this_python(environment: dict[str, str]) -> type:
 
         async def start_kernel(self, **options) -> None:
             await super().start_kernel(env=environment, **options)
+            job.kernel = self.provisioner.process.pid
 
     return Kernel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from importlib.util import find_spec
@@ -112,6 +113,7 @@ def _load_unsloth(profile: Profile, task: Task, source: Path | None, seed: int):
             gpu_memory_utilization=policy.gpu_share,
             use_exact_model_name=True,
         )
+        check_window(model, policy.gpu_share, longest)
         model = FastLanguageModel.get_peft_model(
             model,
             r=policy.lora_rank,
@@ -128,6 +130,26 @@ def _load_unsloth(profile: Profile, task: Task, source: Path | None, seed: int):
     model, tokenizer = _engine[key]
     set_adapter(model, source, seed)
     return model, tokenizer
+
+
+def check_window(model, share: float, longest: int) -> None:
+    """Raise a LabError if Unsloth has shortened vLLM's window, because `share` of the GPU has no room for its cache.
+
+    It only prints so; the run would end at the first long prompt, hours later.
+    """
+    import torch
+
+    room = model.vllm_engine.llm_engine.vllm_config.model_config.max_model_len
+    if room >= longest:
+        return
+    config = model.config
+    token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # keys, values, bfloat16
+    total = torch.cuda.get_device_properties(0).total_memory
+    wanted = math.ceil(100 * (share + (longest - room) * token / total) + 1) / 100  # and a hundredth to spare
+    raise LabError(
+        f"policy.gpu_share = {share:g}: vLLM has room for {room} tokens, a prompt with its answers may have {longest}: "
+        + (f"set policy.gpu_share={wanted:g}" if wanted < 0.95 else "take a larger card, or fewer tokens in policy")
+    )
 
 
 def set_adapter(model, source: Path | None, seed: int) -> None:

@@ -17,7 +17,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import Method, get_method
 from vpo_lab.processes import broadcast, environment_kept, gather, join_others, print0, rank, wait_for_all
-from vpo_lab.runs import Run, Stage, find_run, open_run
+from vpo_lab.runs import Run, Stage, check_shared, find_run, open_run
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
@@ -32,7 +32,7 @@ from vpo_lab.train.prompts import (
     sample_goal,
 )
 from vpo_lab.train.sft import draw_answers, train_sft
-from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
+from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage, with_less_memory
 from vpo_lab.train.trainer import build_trainer
 
 SOLVED = "solved.json.gz"  # beside the start: how many of its samples solve each row
@@ -51,7 +51,11 @@ def train_rl(profile: Profile, method_name: str, run: Run, seed: int, *, name: s
     if stage.is_finished():
         return stage.policy
     with stage.lock():
-        return _train_rl(profile, method, run, stage, run.stage(start).policy, seed)
+        return with_less_memory(
+            profile,
+            "rl.micro_rollouts",
+            lambda profile: _train_rl(profile, method, run, stage, run.stage(start).policy, seed),
+        )
 
 
 def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: Path, seed: int) -> Path:
@@ -205,8 +209,10 @@ def train_stages(
         )  # one download, not one of each process into the same file
         open_run(profile, seed, run_dir)
     wait_for_all()
+    check_shared(run)
     if max_hours is not None:
-        run = replace(run, until=broadcast(time.time() + 3600 * max_hours))
+        until = broadcast(time.time() + 3600 * max_hours)
+        run = replace(run, until=min(until, run.until or until))  # who watches knows when the first try began
     sharing = replace(profile, methods=methods)  # only these have a share of the hours
     with run.lock():
         return [

@@ -25,11 +25,13 @@ from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import load_rows, render_prompt, sample_goal, window
 from vpo_lab.train.sampling import sample
-from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage
+from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage, with_less_memory
 
 SINGLE = "sft_single"  # the stage within the warmup that teaches the format
 
 SAMPLES = "own_samples.json.gz"
+
+MICRO = "sft.micro_rows"
 
 # (row, n, rng) -> n answers to imitate.
 Demonstrate = Callable[[dict, int, np.random.Generator], list[str]]
@@ -173,10 +175,12 @@ def train_sft(profile: Profile, run: Run, seed: int, *, name: str = "sft") -> Pa
             if profile.sft.gold_steps:
                 single = stage.stage(SINGLE)
                 if not single.has_policy():
-                    _imitate(profile, task, single, profile.sft.gold_steps, None, seed, demonstrate, chains=False)
+                    golds = (single, profile.sft.gold_steps, None, seed, demonstrate, False)
+                    with_less_memory(profile, MICRO, lambda profile: _imitate(profile, task, *golds))
                 start = single.policy
             demonstrate = own_demonstrations(profile, task, start, stage / SAMPLES, seed)
-        return _imitate(profile, task, stage, profile.sft.steps, start, seed, demonstrate)
+        shown = (stage, profile.sft.steps, start, seed, demonstrate)
+        return with_less_memory(profile, MICRO, lambda profile: _imitate(profile, task, *shown))
 
 
 def _untouched(profile: Profile, task: Task, stage: Stage, seed: int) -> Path:

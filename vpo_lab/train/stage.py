@@ -97,6 +97,7 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
             self.view = LiveView(title, example) if someone_looks() else None
             if rank() == 0:
                 stage.forget_steps_after(state.global_step)
+                (stage / LOG).touch()  # from here on the next line must come in time, see `watch`
                 if (stage / LOG).exists():
                     self.log = stage.log()
 
@@ -174,6 +175,38 @@ def _split(field: str, rows: int, micro: int) -> dict[str, Any]:
         )
     steps = share // micro
     return keywords(TrainingArguments, per_device_train_batch_size=micro, gradient_accumulation_steps=steps)
+
+
+def with_less_memory(profile: Profile, field: str, train: Callable[[Profile], Path]) -> Path:
+    """Call `train`; where the GPU's memory runs out, again with half the micro batch, from the last checkpoint.
+
+    `field` is "rl.micro_rollouts" or "sft.micro_rows", which change no result. One of several processes cannot do so
+    alone: LabError that says what to set.
+    """
+    import torch
+
+    while True:
+        try:
+            return train(profile)
+        except torch.OutOfMemoryError as error:
+            if not (micro := _half_of(profile, field)):
+                raise
+            if world_size() > 1:
+                raise LabError(
+                    f"process {rank()} is out of memory: start all again with --set {field}={micro}"
+                ) from error
+        # Behind the block, because the error keeps the tensors of the step that failed.
+        print0(f"\nout of memory: {field} is {micro} from here on, and the stage goes on from its last checkpoint")
+        profile = profile.with_overrides({field: micro})
+
+
+def _half_of(profile: Profile, field: str) -> int:
+    """The largest micro batch of at most half the size that a batch can be split into; 0 if it is 1 already."""
+    rows, now = {
+        "rl.micro_rollouts": (profile.rl.rollouts, profile.rl.micro_rollouts),
+        "sft.micro_rows": (profile.sft.batch_rows, profile.sft.micro_rows),
+    }[field]
+    return next((size for size in range((now or rows) // 2, 0, -1) if rows % size == 0), 0)
 
 
 def _on_one_gpu(args):

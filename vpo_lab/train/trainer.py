@@ -6,6 +6,7 @@ LoRA weights merged without rounding drift, our own random seed.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -40,6 +41,8 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
     class Trainer(VPOTrainer):
         """Ask a task what answers earn, in the place of reward functions."""
 
+        tried = False
+
         def score_answers(self, inputs, prompts, answers):
             self.began = time.perf_counter()
             rewards_nD = task.score([text_of(answer) for answer in answers], [row_of[row["id"]] for row in inputs])
@@ -71,6 +74,12 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             text = text_of(self.scored.completions[0])
             return describe_rollout(text, earned(self.scored)[self.accelerator.process_index], task.objectives)
 
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if not self.tried and self.accelerator.device.type == "cuda":
+                try_longest(self, model)
+            self.tried = True
+            return super().training_step(model, inputs, num_items_in_batch)
+
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
             """Evaluate on held-out requests: rollouts and what they earn, no loss."""
             correction = self.vllm_importance_sampling_correction
@@ -92,6 +101,39 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         # vLLM in this process has seeded everything with a number of its own.
         set_seed(seed + rank())
     return trainer
+
+
+def try_longest(trainer, model) -> None:
+    """Take the worst step that may come, and forget it: a micro batch of the longest prompt with all its answers.
+
+    Where memory is short it ends here, and not hours later, when that prompt comes. Nothing of it is kept.
+    """
+    import torch
+
+    if trainer.is_deepspeed_enabled:  # its backward pass is a step
+        return
+    tokenizer, device = trainer.processing_class, trainer.accelerator.device
+    rows, width = trainer.args.per_device_train_batch_size, trainer.max_completion_length
+    prompts = list(dict.fromkeys(trainer.train_dataset["prompt"]))
+    ids = max((tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts), key=len)
+    ones = torch.ones(rows, width, device=device)
+    inputs = {
+        "prompt_ids": torch.tensor([ids] * rows, device=device),
+        "prompt_mask": torch.ones(rows, len(ids), dtype=torch.long, device=device),
+        "completion_ids": torch.full((rows, width), ids[-1], device=device),
+        "completion_mask": ones.long(),
+        "advantages": ones[:, 0],
+        "num_items_in_batch": ones.sum(),
+    }
+    inputs |= {"importance_sampling_ratio": ones} if trainer.vllm_importance_sampling_correction else {}
+    inputs |= {"ref_per_token_logps": torch.zeros_like(ones)} if trainer.beta else {}
+    kept = copy.deepcopy(trainer._metrics)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, inputs)
+        trainer.accelerator.backward(loss)
+    model.zero_grad()
+    trainer._metrics = kept
 
 
 def earned(scored: SimpleNamespace) -> np.ndarray:

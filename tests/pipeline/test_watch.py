@@ -1,0 +1,84 @@
+"""A training whose reward sleeps for ever is ended and goes on; and so is a notebook."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from vpo_lab.config import get_profile
+from vpo_lab.course import notebooks
+from vpo_lab.course.notebooks import Display, Job, kernel_environment
+from vpo_lab.errors import LabError
+from vpo_lab.runs import Run, read_log
+from vpo_lab.train.watch import RESTARTS
+
+TASK = f"{Path(__file__).parents[1] / 'sleeps.py'}:Sleeps"
+SETTINGS = {"task": TASK, "sft.steps": 10, "rl.steps": 5, "rl.checkpoint_every": 1, "patience": 0.15}
+SETTINGS |= {"policy.hidden_size": 32, "policy.intermediate_size": 64}
+
+
+def train(folder: Path, naps: int) -> subprocess.CompletedProcess:
+    for number in range(naps):
+        (folder / f"nap-{number}").touch()
+    command = [
+        sys.executable,
+        "-m",
+        "vpo_lab.cli",
+        "train",
+        "sft",
+        "vpo",
+        "--profile=smoke",
+        f"--run-dir={folder / 'run'}",
+    ]
+    command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    environment = {**os.environ, "VPO_LAB_SLEEPS": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def test_a_reward_that_sleeps_for_ever_costs_a_wait_and_no_run(tmp_path):
+    done = train(tmp_path, naps=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("vpo: no line in its log for 0.15 minutes") == 2
+    assert [entry["step"] for entry in read_log(tmp_path / "run" / "vpo")] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "run" / "vpo" / "policy" / "model.safetensors").exists()
+
+
+def test_after_three_new_starts_it_gives_up(tmp_path):
+    done = train(tmp_path, naps=RESTARTS + 2)
+    assert done.returncode == 1 and "stood still 4 times" in done.stderr.splitlines()[-1]
+    assert len(list(tmp_path.glob("nap-*"))) == 1
+
+
+def notebook(folder: Path, run: Path, naps: int) -> Job:
+    """A notebook that logs a step of the warmup and then sleeps, while there are naps left."""
+    code = f"""
+import time, pathlib
+stage = pathlib.Path({str(run / "sft")!r})
+stage.mkdir(parents=True, exist_ok=True)
+(stage / "log.jsonl").write_text('{{"step": 1}}')
+with (stage / "starts").open("a") as file:
+    print("start", file=file)
+if len((stage / "starts").read_text().splitlines()) <= {naps}:
+    time.sleep(10_000)
+"""
+    source = folder / "02_sft_warmup.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), source)
+    return Job("02_sft_warmup", source, folder / "done.ipynb")
+
+
+@pytest.mark.parametrize("naps", [1, RESTARTS + 1])
+def test_a_notebook_that_stands_still_is_started_again(tmp_path, naps, capsys, monkeypatch):
+    profile, run = get_profile("smoke", {"patience": 0.03}), Run(tmp_path / "run")
+    job = notebook(tmp_path, run.folder, naps)
+    execute = lambda job: notebooks._execute(job, {}, kernel_environment(profile, None))  # noqa: E731
+    if naps > RESTARTS:
+        with pytest.raises(LabError, match="02_sft_warmup"):
+            notebooks._run_batch([job], execute, Display(profile, run, [job]), profile, run)
+    else:
+        notebooks._run_batch([job], execute, Display(profile, run, [job]), profile, run)
+        assert job.done
+    assert capsys.readouterr().err.count("sft: no line in its log") == naps
+    assert (run / "sft" / "starts").read_text().count("start") == min(naps, RESTARTS) + 1
