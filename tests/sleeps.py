@@ -11,10 +11,10 @@ class Sleeps(Letters):
     name = "sleeps"
 
     def score(self, answers, rows):
-        """Sleep at the third call of a process, while there are naps left."""
-        self.calls = getattr(self, "calls", 0) + 1
+        """Sleep when VPO has logged two steps, while there are naps left."""
         folder = Path(os.environ["VPO_LAB_SLEEPS"])
-        if self.calls == 3 and (naps := sorted(folder.glob("nap-*"))):
+        log, naps = folder / "run" / "vpo" / "log.jsonl", sorted(folder.glob("nap-*"))
+        if naps and log.exists() and len(log.read_text().splitlines()) >= 2:
             naps[0].unlink()
             time.sleep(10_000)
         return Letters.score(answers, rows)

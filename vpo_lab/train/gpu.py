@@ -145,7 +145,7 @@ def check_window(model, share: float, longest: int) -> None:
     config = model.config
     token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # keys, values, bfloat16
     total = torch.cuda.get_device_properties(0).total_memory
-    wanted = math.ceil(100 * (share + (longest - room) * token / total) + 1) / 100  # and a hundredth to spare
+    wanted = math.ceil(round(100 * (share + (longest - room) * token / total), 3) + 1) / 100  # a hundredth to spare
     raise LabError(
         f"policy.gpu_share = {share:g}: vLLM has room for {room} tokens, a prompt with its answers may have {longest}: "
         + (f"set policy.gpu_share={wanted:g}" if wanted < 0.95 else "take a larger card, or fewer tokens in policy")
