@@ -1,6 +1,8 @@
 """What the course's trainer logs and shows; advantages where Unsloth's loss looks for them, and what vLLM is sent."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ from small_qwen3 import small_config
 from transformers import Qwen3ForCausalLM
 
 from vpo_lab.chains import join_chain
+from vpo_lab.errors import LabError
 from vpo_lab.train.decoding import merged_weights
-from vpo_lab.train.gpu import left_packed
+from vpo_lab.train.gpu import GENERATES_WITH_ADAPTER, check_engine, left_packed
 from vpo_lab.train.trainer import course_metrics, describe_rollout, earned
 from vpo_lab.weights import dirichlet_weights, set_reward
 
 PAD = 0
+WHEELS = sorted((Path(__file__).parents[2] / "build" / "unsloth").glob("unsloth-*.whl"))
 
 
 # --- The log ----------------------------------------------------------------------------------
@@ -115,3 +119,42 @@ def test_sending_leaves_a_bfloat16_base_as_it_was():
         if "lora_" not in name
     }
     assert all(torch.equal(kept[name], base[name]) for name in base)
+
+
+def generation(**changes) -> SimpleNamespace:
+    """What a trainer has when Unsloth has done its work, but for `changes`."""
+
+    class Generation:
+        def generate(self): ...
+
+    if changes.pop("wrapped", True):
+        setattr(Generation.generate, GENERATES_WITH_ADAPTER, True)
+    made, engine = Generation(), SimpleNamespace(shared_weights=changes.pop("shared", True))
+    made.llm, made._unsloth_load_lora = engine, changes.pop("lora", print)
+    if changes.pop("own", False):
+        engine = SimpleNamespace(shared_weights=True)
+    return SimpleNamespace(vllm_generation=made, model=SimpleNamespace(vllm_engine=engine))
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"own": True}, "not by the vLLM of the model"),
+        ({"shared": False}, "weights of its own"),
+        ({"wrapped": False}, "without the adapter"),
+        ({"lora": None}, "without the adapter"),
+    ],
+)
+def test_an_engine_that_unsloth_did_not_take_over_is_refused(changes, line):
+    check_engine(generation())
+    with pytest.raises(LabError, match=line):
+        check_engine(generation(**changes))
+
+
+@pytest.mark.skipif(not WHEELS, reason="Unsloth's wheels are not in build/unsloth: make unsloth")
+def test_unsloth_marks_the_wrapper_and_the_engine_by_these_names():
+    with ZipFile(WHEELS[0]) as wheel:
+        source = {name: wheel.read(f"unsloth/models/{name}.py").decode() for name in ("rl_replacements", "llama")}
+    assert f'= "{GENERATES_WITH_ADAPTER}"' in source["rl_replacements"]
+    assert "self._unsloth_load_lora = model.load_lora" in source["rl_replacements"]
+    assert "model.vllm_engine = llm" in source["llama"] and "llm.shared_weights = True" in source["llama"]

@@ -589,7 +589,8 @@ def test_the_longest_prompt_is_tried_first_and_changes_nothing(run, monkeypatch,
 
         def first(model, *rest):
             if not tried:
-                spy(monkeypatch, type(trainer), "compute_loss", lambda loss, model, inputs, *_, **__: tried.append(inputs))
+                note = lambda loss, model, inputs, *_, **__: tried.append(inputs)  # noqa: E731
+                spy(monkeypatch, type(trainer), "compute_loss", note)
                 try_longest(trainer, model)
             return step(model, *rest)
 
@@ -605,3 +606,44 @@ def test_the_longest_prompt_is_tried_first_and_changes_nothing(run, monkeypatch,
     prompts = [render_prompt(tokenizer, row["prompt"], m) for row in TASK.load()]
     assert worst["completion_ids"].shape == (4, 15 * m) and worst["completion_mask"].all()
     assert worst["prompt_ids"].shape == (4, max(len(ids) for ids in tokenizer(prompts)["input_ids"]))
+
+
+# --- Rollouts of another policy ---------------------------------------------------------------
+
+
+def as_vllm(monkeypatch, off: float) -> list:
+    """Let a trainer get log-probabilities with its rollouts, as from vLLM: those of its model, off by so much."""
+    calls = []
+
+    def generate(self, prompt_ids, *args, **kwargs):
+        ids, _ = GRPOTrainer._generate_single_turn(self, prompt_ids, *args, **kwargs)
+        logps = []
+        for prompt, completion in zip(prompt_ids, ids, strict=True):
+            with torch.no_grad():
+                logits = self.model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            own = [logits[len(prompt) + t - 1, token].item() + off for t, token in enumerate(completion)]
+            logps.append([None if t == 1 else value for t, value in enumerate(own)])  # None: vLLM's NaN
+        calls.append(logps)
+        return ids, logps
+
+    monkeypatch.setattr(VPOMixin, "_generate_single_turn", generate, raising=False)
+    return calls
+
+
+def test_the_probabilities_of_the_sampler_are_compared_with_the_model_at_every_step(run, monkeypatch):
+    as_vllm(monkeypatch, 0.02)
+    train_rl(small(rl__steps=2), "vpo", run, seed=0)
+    differences = [entry["sampling_difference"] for entry in run.log("vpo")]
+    assert all(0.01 < difference < 0.0201 for difference in differences)  # those that are None count as none
+
+
+def test_rollouts_of_another_policy_end_the_training_at_its_first_step(run, monkeypatch):
+    as_vllm(monkeypatch, 0.5)
+    with pytest.raises(LabError, match=r"step 1: .* samples another policy") as caught:
+        train_rl(small(rl__steps=2), "vpo", run, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_vllm_nothing_is_compared(run):
+    train_rl(small(rl__steps=1), "vpo", run, seed=0)
+    assert "sampling_difference" not in run.log("vpo")[0] and "entropy" in run.log("vpo")[0]

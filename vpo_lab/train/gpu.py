@@ -221,6 +221,27 @@ def trl_arguments(profile: Profile, m: int) -> dict[str, Any]:
     return {**weighting, **where}
 
 
+def check_engine(trainer) -> None:
+    """Raise a LabError unless rollouts come from Unsloth's vLLM, with the weights and the adapter that are trained.
+
+    With some versions they came from the base model, without a word.
+    """
+    generation, engine = trainer.vllm_generation, getattr(trainer.model, "vllm_engine", None)
+    wanted = {
+        "rollouts are not by the vLLM of the model": engine is not None and generation.llm is engine,
+        "that vLLM has weights of its own": getattr(engine, "shared_weights", False),
+        "rollouts are sampled without the adapter": getattr(generation.generate, GENERATES_WITH_ADAPTER, False)
+        and getattr(generation, "_unsloth_load_lora", None) is not None,
+    }
+    for what, is_right in wanted.items():
+        if not is_right:
+            raise LabError(f"{what}: install the versions of Unsloth, TRL and vLLM that requirements/gpu.lock names")
+
+
+# What unsloth 2026.10.7 sets on VLLMGeneration.generate when it has wrapped it (models/rl_replacements.py).
+GENERATES_WITH_ADAPTER = "_unsloth_vllm_generation_lora_wrapped"
+
+
 def left_packed(inputs: dict, pad_token_id: int):
     """Move (B, T) advantages to where Unsloth's loss has the tokens: (B, T + the most padding of a prompt).
 

@@ -7,6 +7,7 @@ LoRA weights merged without rounding drift, our own random seed.
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.methods import Method
 from vpo_lab.metrics import mean_reward
-from vpo_lab.processes import gather, rank
+from vpo_lab.processes import environment_kept, gather, rank
 from vpo_lab.set_reward import text_of
 from vpo_lab.tasks import Task
 from vpo_lab.train.decoding import merged_weights
+from vpo_lab.train.gpu import check_engine
+from vpo_lab.train.trl import is_unsloth
 from vpo_lab.weights import dirichlet_weights, set_reward
 
 
@@ -42,6 +45,12 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         """Ask a task what answers earn, in the place of reward functions."""
 
         tried = False
+        sampled = None  # prompts, completions and the sampler's log-probabilities (None: not by vLLM) of the last batch
+
+        def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+            made = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            self.sampled = prompt_ids, *made[:2]
+            return made
 
         def score_answers(self, inputs, prompts, answers):
             self.began = time.perf_counter()
@@ -52,7 +61,12 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             texts = gather([text_of(completion) for completion in scored.completions])[0]
             shown = course_metrics(earned(scored), scored.truncated_B, texts, self._group_size(), reference_KD)
             seconds = time.perf_counter() - self.began
-            return {**super().measure(scored), **shown, **self._true_worth(scored), "reward_seconds": seconds}
+            shown |= {**self._true_worth(scored), "reward_seconds": seconds}
+            if self.model.training:
+                shown |= checked_sampling(self)
+                if self.accelerator.device.type == "cuda":
+                    shown["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            return {**super().measure(scored), **shown}
 
         def _true_worth(self, scored) -> dict[str, float]:
             """Return what the rollouts are really worth, where the task knows it; nothing of it is trained."""
@@ -92,6 +106,8 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
 
     # The task scores all objectives at once: these only name them.
     trainer = Trainer(reward_funcs=[_named(objective) for objective in task.objectives], method=method, **arguments)
+    if profile.policy.backend == "unsloth":
+        check_engine(trainer)
     if profile.policy.backend == "vllm":
         if profile.policy.lora_rank:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -101,6 +117,59 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         # vLLM in this process has seeded everything with a number of its own.
         set_seed(seed + rank())
     return trainer
+
+
+ROWS = 4  # rollouts of a step whose probabilities are compared
+TOKENS = 32  # fewer of them prove nothing
+APART = 0.1  # mean difference of log-probabilities; bfloat16 and other kernels alone make 0.01 to 0.03
+
+
+def checked_sampling(trainer) -> dict[str, float]:
+    """Return how far vLLM's log-probabilities lie from those of the model that is trained, in a few rollouts.
+
+    LabError if they lie too far apart: the rollouts then come from another policy, the base model perhaps, and nothing
+    else would show it. Where Unsloth logs no entropy, that of these rollouts is returned, too. {} without vLLM.
+    """
+    prompts, completions, logps = trainer.sampled or ((), (), None)
+    if logps is None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return {}
+    rows = [
+        _difference(trainer, *row)
+        for row in zip(prompts[:ROWS], completions[:ROWS], logps[:ROWS], strict=True)
+        if row[1]
+    ]
+    # Sums of differences and of entropies, and tokens, of all processes.
+    difference, entropy, tokens = np.sum(gather(rows)[0] or np.zeros((1, 3)), axis=0)
+    difference, entropy = difference / max(tokens, 1), entropy / max(tokens, 1)
+    if tokens >= TOKENS and not difference < APART:
+        raise LabError(
+            f"step {trainer.state.global_step + 1}: vLLM's log-probabilities differ by {difference:.2f} from "
+            f"those of the model that is trained ({APART:g} is too much): it samples another policy. Install the "
+            "versions of requirements/gpu.lock; what was trained so far is in the checkpoints"
+        )
+    return {"sampling_difference": difference} | ({"entropy": entropy} if is_unsloth(type(trainer)) else {})
+
+
+def _difference(trainer, prompt: list[int], completion: list[int], logps: list[float]) -> tuple[float, float, int]:
+    """Return the sums of |difference| and entropy over the tokens of a rollout, and how many they are."""
+    import torch
+
+    model, device = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.device
+    ids = torch.tensor([[*prompt, *completion]], device=device)
+    with environment_kept("UNSLOTH_RETURN_LOGITS", "UNSLOTH_RETURN_HIDDEN_STATES"):
+        os.environ |= {"UNSLOTH_RETURN_LOGITS": "1", "UNSLOTH_RETURN_HIDDEN_STATES": "0"}
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            logits_TV = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=len(completion) + 1, use_cache=False
+            ).logits[0, :-1]
+    difference = entropy = 0.0
+    for start in range(0, len(completion), 256):  # in float32 a whole completion would take gigabytes
+        part_TV = (logits_TV[start : start + 256].float() / trainer.temperature).log_softmax(-1)
+        own_T = part_TV.gather(1, ids[0, len(prompt) + start :][: len(part_TV), None])[:, 0]
+        theirs_T = torch.tensor([np.nan if x is None else x for x in logps[start : start + 256]], device=device)
+        difference += (own_T - theirs_T).abs().nansum().item()
+        entropy -= (part_TV.exp() * part_TV).sum().item()
+    return difference, entropy, len(completion)
 
 
 def try_longest(trainer, model) -> None:

@@ -244,7 +244,7 @@ class VPOMixin(Base):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         import torch
 
-        if inputs["advantages"].dim() == 2 and _is_unsloth(type(self)):
+        if inputs["advantages"].dim() == 2 and is_unsloth(type(self)):
             from vpo_lab.train.gpu import left_packed
 
             inputs = {**inputs, "advantages": left_packed(inputs, _tokenizer(self).pad_token_id)}
@@ -272,7 +272,7 @@ def __getattr__(name: str):
         import trl
     except ModuleNotFoundError as error:
         raise LabError(f"{name} needs {error.name}, which is not installed: pip install 'vpo-lab[train]'") from error
-    if "unsloth" in sys.modules and not _is_unsloth(trl.GRPOTrainer):
+    if "unsloth" in sys.modules and not is_unsloth(trl.GRPOTrainer):
         raise LabError(f"unsloth is imported but did not replace TRL's trainer: import it before trl and {name}")
     return _trainer_class(trl.GRPOTrainer) if name == "VPOTrainer" else _config_class(trl.GRPOConfig)
 
@@ -329,7 +329,8 @@ def answer_of_tokens(
 # --- Checks and small things ----------------------------------------------------------------------
 
 
-def _is_unsloth(trainer_class: type) -> bool:
+def is_unsloth(trainer_class: type) -> bool:
+    """Return True if Unsloth made the class, or one that it is built on."""
     return any(parent.__name__.startswith("Unsloth") for parent in trainer_class.__mro__)
 
 
