@@ -371,7 +371,7 @@ QWEN = Profile(
     methods=("grpo", "vpo"),
     track=True,
     patience=30.0,  # several times the longest step on the slowest card
-    minutes="an estimated 8-16 hours on one 24 GB GPU; not yet run",
+    minutes="an estimated 5-19 hours on one 24 GB GPU; not yet run",
 )
 
 QWEN_TEMPLATE = replace(

@@ -638,6 +638,7 @@ def test_the_probabilities_of_the_sampler_are_compared_with_the_model_at_every_s
 
 
 def test_rollouts_of_another_policy_end_the_training_at_its_first_step(run, monkeypatch):
+    monkeypatch.setattr("vpo_lab.train.trainer.TOKENS", 8)  # a small policy writes few
     as_vllm(monkeypatch, 0.5)
     with pytest.raises(LabError, match=r"step 1: .* samples another policy") as caught:
         train_rl(small(rl__steps=2), "vpo", run, seed=0)
