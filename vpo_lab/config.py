@@ -364,6 +364,7 @@ QWEN = Profile(
         micro_rollouts=4,
         warmup_steps=10,
         max_grad_norm=1.0,
+        checkpoint_every=10,
         drop_solved=8,
     ),
     # 80 test rows alone cannot decide: the paper's own gap is about one and a half standard errors of them.
@@ -385,6 +386,7 @@ QWEN_TEMPLATE = replace(
         learning_rate=5e-6,
         warmup_steps=20,
         max_grad_norm=0.2,
+        checkpoint_every=50,
         drop_solved=0,
     ),
     evaluation=replace(QWEN.evaluation, every=100),

@@ -1,6 +1,7 @@
 """A training whose reward sleeps for ever is ended and goes on; and so is a notebook."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from vpo_lab.course import notebooks
 from vpo_lab.course.notebooks import Display, Job, kernel_environment
 from vpo_lab.errors import LabError
 from vpo_lab.runs import Run, read_log
+from vpo_lab.train import watch
 from vpo_lab.train.watch import RESTARTS
 
 TASK = f"{Path(__file__).parents[1] / 'sleeps.py'}:Sleeps"
@@ -39,17 +41,63 @@ def train(folder: Path, naps: int) -> subprocess.CompletedProcess:
 
 
 def test_a_reward_that_sleeps_for_ever_costs_a_wait_and_no_run(tmp_path):
-    done = train(tmp_path, naps=2)
+    done = train(tmp_path, naps=1)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("vpo: no line in its log for 0.15 minutes") == 2
+    assert done.stderr.count("vpo: no line in its log for 0.15 minutes") == 1
     assert [entry["step"] for entry in read_log(tmp_path / "run" / "vpo")] == [1, 2, 3, 4, 5]
     assert (tmp_path / "run" / "vpo" / "policy" / "model.safetensors").exists()
 
 
-def test_after_three_new_starts_it_gives_up(tmp_path):
-    done = train(tmp_path, naps=RESTARTS + 2)
-    assert done.returncode == 1 and "stood still 4 times" in done.stderr.splitlines()[-1]
-    assert len(list(tmp_path.glob("nap-*"))) == 1
+LOGS_AND_SLEEPS = """
+import os, pathlib, subprocess, sys, time
+log = pathlib.Path(sys.argv[1], "vpo", "log.jsonl")
+log.parent.mkdir(exist_ok=True)
+log.touch()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10_000)"])  # as vLLM has one
+with open(log.parent / "children", "a") as file:
+    print(child.pid, os.environ["VPO_LAB_WATCHED"], file=file)
+time.sleep(10_000 if sys.argv[2] == "sleep" else 0)
+child.kill()
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """Watch a script that logs a step in place of `vpo-lab`; returns the exit status and the children it had."""
+    monkeypatch.setattr(watch, "COMMAND", [sys.executable, "-c", LOGS_AND_SLEEPS])
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(then: str):
+        profile = get_profile("smoke", {"patience": 0.01})
+        return watch.watch([str(tmp_path), then], profile, ["vpo"], str(tmp_path), None)
+
+    return run
+
+
+def test_after_three_new_starts_it_gives_up_and_leaves_no_process(scripted, tmp_path):
+    with pytest.raises(LabError, match="stood still 4 times"):
+        scripted("sleep")
+    children = [line.split() for line in (tmp_path / "vpo" / "children").read_text().splitlines()]
+    assert len(children) == RESTARTS + 1 and {mark for _, mark in children} == {"1"}
+    for pid, _ in children:
+        status = Path(f"/proc/{pid}/status")
+        assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_the_exit_status_of_a_training_that_ends_is_its_own(scripted):
+    assert scripted("end") == 7
+
+
+def test_only_the_command_of_a_user_watches(monkeypatch):
+    profile = get_profile("smoke", {"patience": 1.0})
+    assert watch.is_to_watch(profile) and not watch.is_to_watch(get_profile("smoke"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not watch.is_to_watch(profile)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv(watch.WATCHED, "1")
+    assert not watch.is_to_watch(profile)
 
 
 def notebook(folder: Path, run: Path, naps: int) -> Job:

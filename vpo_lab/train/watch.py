@@ -20,6 +20,7 @@ from vpo_lab.runs import LOG, Run, Stage, find_run
 RESTARTS = 3
 LOOK_SECONDS = 1.0
 WATCHED = "VPO_LAB_WATCHED"
+COMMAND = [sys.executable, "-m", "vpo_lab.cli"]
 
 
 def is_to_watch(profile: Profile) -> bool:
@@ -40,9 +41,7 @@ def watch(arguments: list[str], profile: Profile, stages: list[str], run_dir: st
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the training ends with this command
     for _ in range(RESTARTS + 1):
         began = time.time()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vpo_lab.cli", *arguments], env=environment, start_new_session=True
-        )
+        process = subprocess.Popen([*COMMAND, *arguments], env=environment, start_new_session=True)
         try:
             while process.poll() is None and not (
                 still := stage_that_stands_still(run, stages, began, profile.patience)
