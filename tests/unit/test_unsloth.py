@@ -54,3 +54,10 @@ def test_unsloth_trains_as_trl_does(unsloth, plain, method):
         assert values[0] == pytest.approx(values[1], rel=1e-4) and len(values[0]) == 2
     moved = [(theirs["weights"][name] - ours["weights"][name]).abs().max() for name in theirs["weights"]]
     assert max(moved) < 1e-4  # two steps of 1e-3
+
+
+def test_the_longest_prompt_can_be_tried_with_unsloths_trainer_and_rollouts_be_compared(unsloth):
+    (straight, compared), (tried, _) = unsloth["longest"]
+    assert straight.keys() == tried.keys() and all(torch.equal(straight[name], tried[name]) for name in straight)
+    difference, entropy, tokens, length = compared
+    assert difference < 1e-3 * tokens and 0 < entropy and tokens == length > 0

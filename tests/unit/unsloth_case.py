@@ -107,6 +107,46 @@ def train(trainer_class, config_class, folder: Path, prepare=lambda model: model
     return saw
 
 
+def after_the_longest(trainer_class, config_class, folder: Path, tried: bool) -> tuple[dict, tuple]:
+    """The weights after two steps, with the longest prompt tried before them or not, and a rollout compared with itself.
+
+    That is what the course's trainer does with Unsloth on a GPU.
+    """
+    import torch
+    from trl_case import arguments, has_a, random_texts, rows, scripted, small_model, small_tokenizer
+
+    from vpo_lab.train.trainer import _difference, try_longest
+
+    tokenizer = small_tokenizer()
+    trainer = scripted(trainer_class, random_texts(0))(
+        model=as_unsloth_has_it(small_model(tokenizer)),
+        reward_funcs=[has_a],
+        args=arguments(config_class, folder / str(tried), ask=False, disable_dropout=True),
+        train_dataset=rows(chat=False),
+        processing_class=tokenizer,
+    )
+    step = trainer.training_step
+
+    def first(model, *rest):
+        if tried and trainer.state.global_step == 0:
+            try_longest(trainer, model)
+        return step(model, *rest)
+
+    trainer.training_step = first
+    trainer.train()
+    batch = trainer.batches[-1]
+    prompt, completion = (
+        batch[f"{of}_ids"][0][batch[f"{of}_mask"][0].bool()].tolist() for of in ("prompt", "completion")
+    )
+    with torch.no_grad():
+        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
+        logps_TV = trainer.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"  # as its loss leaves it
+    own = [logps_TV[len(prompt) + t - 1, token].item() for t, token in enumerate(completion)]
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return weights, (*_difference(trainer, prompt, completion, own), len(completion))
+
+
 if __name__ == "__main__":
     load_unsloth()
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -115,4 +155,5 @@ if __name__ == "__main__":
 
     target = Path(sys.argv[1])
     seen = train(VPOTrainer, VPOConfig, target.parent / "unsloth", as_unsloth_has_it)
+    seen["longest"] = [after_the_longest(VPOTrainer, VPOConfig, target.parent, tried) for tried in (False, True)]
     target.write_bytes(pickle.dumps({**seen, "bases": [parent.__name__ for parent in VPOTrainer.__mro__]}))
