@@ -108,7 +108,7 @@ def train(trainer_class, config_class, folder: Path, prepare=lambda model: model
 
 
 def after_the_longest(trainer_class, config_class, folder: Path, tried: bool) -> tuple[dict, tuple]:
-    """The weights after two steps, with the longest prompt tried before them or not, and a rollout compared with itself.
+    """Two steps, with the longest prompt tried first or not: the weights, and a rollout compared with itself.
 
     That is what the course's trainer does with Unsloth on a GPU.
     """
@@ -135,9 +135,8 @@ def after_the_longest(trainer_class, config_class, folder: Path, tried: bool) ->
     trainer.training_step = first
     trainer.train()
     batch = trainer.batches[-1]
-    prompt, completion = (
-        batch[f"{of}_ids"][0][batch[f"{of}_mask"][0].bool()].tolist() for of in ("prompt", "completion")
-    )
+    parts = ("prompt", "completion")
+    prompt, completion = (batch[f"{part}_ids"][0][batch[f"{part}_mask"][0].bool()].tolist() for part in parts)
     with torch.no_grad():
         os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
         logps_TV = trainer.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
