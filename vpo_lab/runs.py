@@ -133,7 +133,8 @@ class Stage(Folder):
         """Return True if it trains and wrote to its logs after `since` (seconds since 1970), but not for `minutes`."""
         logs = [path for path in (self / LOG, self / EVAL_LOG) if path.exists()]
         beat = max((path.stat().st_mtime for path in logs), default=0.0)
-        return bool(minutes) and beat > since and time.time() - beat > 60 * minutes and not self.has_policy()
+        ended = self.policy.exists() and self.policy.stat().st_mtime >= beat  # also where it was stopped by the clock
+        return bool(minutes) and beat > since and time.time() - beat > 60 * minutes and not ended
 
     @property
     def stopped(self) -> dict | None:

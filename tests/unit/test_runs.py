@@ -417,4 +417,8 @@ def test_a_stage_stands_still_when_its_log_does_until_it_has_a_policy(tmp_path):
     assert not stage.stands_still(now - 200, 1)
     os.utime(stage / runs.EVAL_LOG, (now - 120, now - 120))
     stage.policy.mkdir()
-    assert not stage.stands_still(now - 200, 1)
+    os.utime(stage.policy, (now - 150, now - 150))  # an earlier one: rl.steps has grown
+    assert stage.stands_still(now - 200, 1)
+    os.utime(stage.policy, (now - 110, now - 110))
+    stage.stop(1, 2, until=now)
+    assert not stage.stands_still(now - 200, 1)  # it ended, here by the clock
