@@ -355,24 +355,24 @@ CODER = Profile(
         lora_rank=16,
         lora_alpha=32,
         dtype="bfloat16",
-        max_prompt_tokens=640,
-        max_answer_tokens=384,
+        max_prompt_tokens=400,
+        max_answer_tokens=256,
     ),
     # It follows the format of a chain from few examples; more of the data set's own solutions would change its style.
     sft=SFT(steps=20, batch_rows=16, micro_rows=4, learning_rate=1e-4, train_rows=64, chains="own", gold_steps=1),
+    # At a learning rate of 1e-4 GRPO's entropy fell from .73 to .13 in 19 steps, see results/gpu.
     rl=RL(
-        steps=200,
-        rollouts=16,
-        group_size=4,
-        learning_rate=2e-5,
-        micro_rollouts=4,
-        warmup_steps=5,
-        max_grad_norm=0.2,
-        checkpoint_every=5,
+        steps=100,
+        rollouts=64,
+        group_size=8,
+        learning_rate=3e-5,
+        micro_rollouts=8,
+        warmup_steps=2,
+        checkpoint_every=10,
     ),
-    evaluation=Evaluation(requests=0, candidates=12, budgets=(1, 3, 6, 12), temperature=0.8, top_p=0.95, batch=48),
+    evaluation=Evaluation(requests=0, candidates=12, budgets=(1, 3, 6, 12), temperature=0.8, top_p=0.95, batch=256),
     methods=("grpo", "vpo"),
-    minutes="an estimated 1-2 hours on one GPU of 16 GB, days on two CPU cores; not yet run to its end",
+    minutes="an estimated 20 minutes on an H100, where a step took 3 to 13 s; an hour or two on a smaller card",
 )
 
 SMOLLM = Profile(
