@@ -99,6 +99,7 @@ class Profile:
     methods: tuple[str, ...] = ("grpo", "vpo_credit")
     data: str = ""  # a parquet file or folder; "": the task's own source
     code: str = ""  # the profile that notebook 06 trains; "": `vpo-lab run` leaves 06 out
+    judges: str = ""  # the same for notebook 07
     track: bool = False  # Weights & Biases, when a key is there
     minutes: str = field(default="", compare=False)  # what a reader should expect, for the display
 
@@ -135,7 +136,7 @@ class Profile:
 
 # What a run may be continued with another value of: none of these changes what is trained or measured.
 NEUTRAL = (
-    "name", "minutes", "code", "track", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows", "rl.micro_rollouts",
+    "name", "minutes", "code", "judges", "track", "policy.gpu_share", "policy.vllm_server", "sft.micro_rows", "rl.micro_rollouts",
     "rl.checkpoint_every", "evaluation.batch",
 )  # fmt: skip
 
@@ -248,7 +249,8 @@ TINY = Profile(
     rl=RL(steps=600, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
     evaluation=Evaluation(requests=0),
     code="tiny_code",
-    minutes="about 20 minutes on two CPU cores",
+    judges="tiny_judges",
+    minutes="about 25 minutes on two CPU cores",
 )
 
 SMOKE = replace(
@@ -259,6 +261,7 @@ SMOKE = replace(
     rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
     evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
     code="smoke_code",
+    judges="smoke_judges",
     minutes="about a minute; it shows that everything runs and teaches the policy next to nothing",
 )
 
@@ -268,6 +271,7 @@ TINY_CODE = replace(
     task="tiny_code",
     methods=("grpo", "vpo"),
     code="",
+    judges="",
     sft=replace(TINY.sft, steps=900, learning_rate=2e-3),
     # Only drafts are trained, see tasks/code/tiny.py.
     rl=replace(TINY.rl, steps=250, schedule="constant_with_warmup", warmup_steps=40, train_rows=1024),
@@ -279,6 +283,7 @@ TINY_CHAIN = replace(
     name="tiny_chain",
     task="tiny_chain",
     code="",
+    judges="",
     sft=replace(TINY.sft, steps=400, learning_rate=2e-3),
     # At 4e-4 VPO unlearned the table of neighbours.
     rl=replace(TINY.rl, steps=200, learning_rate=2e-4, schedule="constant_with_warmup", warmup_steps=20),
@@ -297,25 +302,27 @@ TINY_JUDGES = replace(
     TINY,
     name="tiny_judges",
     task="tiny_judges",
-    policy=replace(TINY.policy, hidden_size=64, intermediate_size=192, max_answer_tokens=11),
+    policy=replace(TINY.policy, max_answer_tokens=11),
     methods=("grpo", "best_of_set", "vpo"),
     code="",
+    judges="",
     sft=replace(TINY.sft, learning_rate=3e-3),
     # Pairs, because their exact optima are known, see tasks/judges/optimum.py. Rewards are not divided by their spread:
     # divided, a price on KL has no exact meaning.
     rl=replace(
         TINY.rl,
-        steps=250,
+        steps=300,
         rollouts=96,
         group_size=6,
         candidates=2,
         learning_rate=1e-3,
+        kl=0.01,
         schedule="cosine",
         warmup_steps=10,
         scale_rewards=False,
     ),
     evaluation=replace(TINY.evaluation, budgets=(1, 2, 6, 12, 24)),
-    minutes="not measured yet",
+    minutes="about 5 minutes for each method on a quiet CPU core",
 )
 
 QWEN = Profile(
@@ -412,6 +419,7 @@ PROFILES = {
             sft=replace(TINY.sft, steps=500),
             rl=replace(TINY.rl, steps=400, learning_rate=2e-4),
             code="",
+            judges="",
             minutes="10 to 15 minutes on two CPU cores",
         ),
         TINY_CODE,
@@ -425,8 +433,16 @@ PROFILES = {
             sft=replace(SMOKE.sft, train_rows=0),
             methods=("grpo", "vpo"),
             code="",
+            judges="",
         ),
         TINY_JUDGES,
+        replace(
+            TINY_JUDGES,
+            name="smoke_judges",
+            sft=replace(TINY_JUDGES.sft, steps=60, batch_rows=32),
+            rl=replace(TINY_JUDGES.rl, steps=4, rollouts=24, group_size=6, checkpoint_every=2),
+            evaluation=replace(TINY_JUDGES.evaluation, requests=6, candidates=6, budgets=(1, 2, 6), bootstrap=200),
+        ),
         *(
             replace(TINY_JUDGES, name=f"tiny_judges_{world}", task=f"tiny_judges_{world}")
             for world in ("one_taste", "opposed", "flawed", "own_flaws", "opposed_own_flaws")
