@@ -29,7 +29,7 @@ decoding)
     $PYTHON benchmarks/decoding.py "$2/decoding.jsonl"
     ;;
 tests)
-    $PYTHON -m pytest -p no:cacheprovider -q --durations 12 --toolrl "${TOOLRL:-../shared/toolrl}" tests/gpu || true
+    $PYTHON -m pytest -p no:cacheprovider -q --durations 12 --toolrl "${TOOLRL:-../shared/toolrl}" tests/gpu tests/unit/test_decoding.py || true
     cp -r runs/gpu "$2/" || true
     ;;
 judges)
@@ -46,12 +46,10 @@ judges)
     ;;
 code)
     [ -z "${TINY:-}" ] || less=(sft.train_rows=4 sft.own_samples=3 sft.steps=2 sft.batch_rows=4 sft.micro_rows=2 policy.max_answer_tokens=24
-        evaluation.requests=3 evaluation.candidates=3 'evaluation.budgets=[1,3]' rl.rollouts=4 rl.group_size=2 rl.micro_rollouts=2)
-    $real qwen2.5-coder-0.5b "$2/code" --data "$DATA" --minutes "vpo=${VPO_MINUTES:-2.8}" "grpo=${GRPO_MINUTES:-2.2}" \
-        --micro "grpo=${GRPO_MICRO:-32}" --set "policy.model=$MODELS/qwen2.5-coder-0.5b" policy.max_answer_tokens=256 \
-        policy.max_prompt_tokens=400 sft.micro_rows=8 rl.rollouts=64 rl.group_size=8 rl.micro_rollouts=16 rl.learning_rate=1e-4 \
-        rl.warmup_steps=2 rl.max_grad_norm=1.0 rl.checkpoint_every=20 evaluation.batch=512 "${less[@]}" \
-        --stages sft pool:sft pool:sft_chain vpo grpo pool:vpo pool:grpo
+        evaluation.requests=3 evaluation.candidates=3 'evaluation.budgets=[1,3]' rl.rollouts=4 rl.group_size=2) MICRO=2
+    $real qwen2.5-coder-0.5b "$2/code" --data "$DATA" --minutes "vpo=${VPO_MINUTES:-4}" "grpo=${GRPO_MINUTES:-3}" \
+        --micro "vpo=${MICRO:-16}" "grpo=${MICRO:-32}" --set "policy.model=$MODELS/qwen2.5-coder-0.5b" sft.micro_rows=8 \
+        evaluation.batch=512 "${less[@]}" --stages sft pool:sft pool:sft_chain vpo grpo pool:vpo pool:grpo summary
     ;;
 pack)
     $PYTHON - "$3" <<'PY'

@@ -15,6 +15,7 @@ from vpo_lab.config import get_profile
 from vpo_lab.files import append_line
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import evaluate
+from vpo_lab.search.summary import summarize
 from vpo_lab.train.rl import train_stages
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", nargs="*", default=[], metavar="METHOD=N", help="wall time of a training; 0: none")
     parser.add_argument("--micro", nargs="*", default=[], metavar="METHOD=N", help="rollouts in a forward pass")
-    parser.add_argument("--stages", nargs="+", required=True, help="sft, a method, or pool:NAME, in order")
+    parser.add_argument("--stages", nargs="+", required=True, help="sft, a method, pool:NAME or summary, in order")
     parser.add_argument("--data", default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="FIELD=VALUE")
@@ -37,6 +38,8 @@ def main() -> None:
         start = time.perf_counter()
         if name.startswith("pool:"):
             evaluate(profile, name.removeprefix("pool:"), run, given.seed)
+        elif name == "summary":
+            summarize(profile, run, given.seed)
         else:
             mine = {**changes, **({"rl.micro_rollouts": micro[name]} if name in micro else {})}
             hours = minutes[name] / 60 if name in minutes else None

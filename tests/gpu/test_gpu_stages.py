@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
 from gpu_measures import complaints, record_path
 from plan import weights
 
 from vpo_lab.files import read_json
 from vpo_lab.tasks import get_task
+from vpo_lab.train.policy import without_cudnn_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -123,3 +125,18 @@ def test_speed_and_memory_are_on_record(lab, backend, stage):
     if stage in RL_STAGES and lab.card and lab.card.bandwidth:
         wanted |= {"decode_limit_seconds", "decode_over_limit"}
     assert not [name for name in sorted(wanted) if not entry[name] or entry[name] <= 0]
+
+
+def test_attention_with_a_mask_has_finite_gradients():
+    """The kernel that torch prefers on an H100 gave NaN at these lengths (pytorch issue 196678); the lab avoids it."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU, no cuDNN")
+    without_cudnn_attention()
+    tokens, size = 704, 64
+    query, key, value = torch.randn(3, 1, 1, tokens, size, device="cuda", dtype=torch.bfloat16).unbind()
+    query, key = query * 0.1, key * 0.1
+    query[..., 0], key[..., 0] = 1.0, -120 * size**0.5  # every score is about -120
+    query.requires_grad_()
+    mask = torch.ones(tokens, tokens, dtype=torch.bool, device="cuda").tril()[None, None]
+    torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
+    assert torch.isfinite(query.grad).all()

@@ -20,6 +20,7 @@ NAMES = [
     "04_vpo_training",
     "05_bestk_and_pareto",
     "06_code_and_search",
+    "07_judges_and_hacking",
 ]
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 FIRST, *WITH_THE_PACKAGE = PATHS  # 00 opens anywhere: it needs no package of ours, no profile and no run
@@ -90,7 +91,7 @@ def prose(notebook: dict) -> list[str]:
     return [word for word in text.split() if re.search(r"\w", word)]
 
 
-def test_there_are_exactly_seven_in_order():
+def test_there_are_exactly_these_in_order():
     assert [path.stem for path in PATHS] == NAMES
 
 

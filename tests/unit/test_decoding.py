@@ -1,4 +1,4 @@
-"""Our decoding against transformers' `generate`, on a CPU: the same steps, without the graph that a GPU replays."""
+"""Our decoding against transformers' `generate`; on a CPU the same steps, without the graph that a GPU replays."""
 
 from types import SimpleNamespace
 
@@ -7,9 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, TopPLogitsWarper
 
-from vpo_lab.train.decoding import Decoder, can_decode, draw
+from vpo_lab.train.decoding import Decoder, decode_by_graph, draw
 
 PAD, NEVER = 0, 1
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig, "qwen3": Qwen3Config}
 
 
@@ -22,7 +23,7 @@ def model_of(family: str, tied: bool = True):
         torch.nn.init.normal_(weight, std=0.2)
     with torch.no_grad():  # neither is ever the likeliest
         model.get_output_embeddings().weight[[PAD, NEVER]] = 0.0
-    return model.eval()
+    return model.to(DEVICE).eval()
 
 
 def with_adapter(model):
@@ -44,7 +45,7 @@ def prompts(rows: int = 5, width: int = 13):
     ids, mask = torch.randint(5, 97, (rows, width)), torch.ones(rows, width, dtype=torch.long)
     for row in range(rows):
         ids[row, : 2 * row], mask[row, : 2 * row] = PAD, 0
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids.to(DEVICE), "attention_mask": mask.to(DEVICE)}
 
 
 def agree(model, decoder, new: int = 80) -> None:
@@ -104,5 +105,7 @@ def test_at_temperature_0_the_likeliest_token_is_drawn():
 
 def test_a_model_with_windows_of_attention_is_left_to_transformers():
     windows = Qwen2Config(use_sliding_window=True, max_window_layers=1, num_hidden_layers=2, sliding_window=8)
-    assert not can_decode(SimpleNamespace(config=windows))
-    assert can_decode(SimpleNamespace(config=Qwen2Config(num_hidden_layers=2)))
+    model = SimpleNamespace(config=windows, generate="theirs")
+    assert not decode_by_graph(model) and model.generate == "theirs"
+    model.config = Qwen2Config(num_hidden_layers=2)
+    assert decode_by_graph(model) and model.generate != "theirs"

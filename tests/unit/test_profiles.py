@@ -164,6 +164,7 @@ def test_what_does_not_affect_results_is_not():
     changed = {
         "minutes": "soon",
         "code": "",
+        "judges": "",
         "track": True,
         "patience": 5.0,
         "policy.gpu_share": 0.9,

@@ -508,6 +508,46 @@ def test_the_manifest_of_a_policy_names_its_shape(run):
     assert model.config.vocab_size == len(tokenizer)
 
 
+# --- Gradients that are not finite ------------------------------------------------------------
+
+
+def break_gradients(monkeypatch, broken: set[int]) -> None:
+    """Put a NaN into one gradient of these optimizer steps, as cuDNN's attention did on an H100."""
+    steps = iter(range(1, 100))
+    dropped = stages.drop_broken_gradient
+
+    def breaking(model):
+        if next(steps) in broken:
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        return dropped(model)
+
+    monkeypatch.setattr(stages, "drop_broken_gradient", breaking)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_said(run, monkeypatch, capsys):
+    break_gradients(monkeypatch, {1})
+    train_rl(small(), "vpo", run, seed=0)
+    assert "VPO: the gradient of step 1 is not finite and was left out" in capsys.readouterr().out
+    weights = load_file(run.stage("vpo").policy / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    before = load_file(run.stage("sft").policy / "model.safetensors")
+    assert any(not torch.equal(weight, before[name]) for name, weight in weights.items())  # the other steps count
+
+
+def test_gradients_that_stay_broken_end_the_stage(run, monkeypatch):
+    monkeypatch.setattr(stages, "PATIENCE", 2)
+    break_gradients(monkeypatch, set(range(1, 100)))
+    with pytest.raises(LabError, match=r"the gradients of 2 steps one after another were not finite"):
+        train_rl(small(), "vpo", run, seed=0)
+    assert not run.stage("vpo").has_policy()
+
+
+def test_attention_of_cudnn_is_not_used():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(small(), TASK, None, 0)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # --- Short of memory --------------------------------------------------------------------------
 
 

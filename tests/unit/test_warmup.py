@@ -36,18 +36,26 @@ def task(*objectives: str):
 FORMED = task("format", "a", "b")
 
 
+def fitting(of, samples: list[str]) -> list[str]:
+    """What may be shown of one row's samples, with another row beside it."""
+    other = {"id": "1", "prompt": [], "gold": "half"}
+    found = dict(fit_to_show(of, [other, ROW], [["gold"], samples]))
+    assert set(found) == {"0", "1"}
+    return found["0"]
+
+
 def test_other_rewards_come_first_then_other_words():
     samples = ["right too", "half", "half as well", "other half"]
-    assert fit_to_show(FORMED, ROW, samples) == ["half", "other half", "right too", "half as well"]
+    assert fitting(FORMED, samples) == ["half", "other half", "right too", "half as well"]
 
 
 def test_what_repeats_is_cut_off_without_form_or_would_cut_the_chain_is_left_out():
     samples = ["junk", "", " gold ", "half", " half", "<answer_2> half", "no form", "nothing but form"]
-    assert fit_to_show(FORMED, ROW, samples) == ["half", "nothing but form"]
+    assert fitting(FORMED, samples) == ["half", "nothing but form"]
 
 
 def test_without_a_format_an_answer_has_to_earn_something():
-    assert fit_to_show(task("a", "b", "c"), ROW, ["junk", "no form", "half"]) == ["no form", "half"]
+    assert fitting(task("a", "b", "c"), ["junk", "no form", "half"]) == ["no form", "half"]
 
 
 def test_where_no_format_is_asked_for_an_answer_has_to_earn_something():
@@ -55,7 +63,7 @@ def test_where_no_format_is_asked_for_an_answer_has_to_earn_something():
         objectives=("format", "a"),
         score=lambda answers, rows: np.array([[np.nan, REWARDS.get(answer, (0,))[-1]] for answer in answers]),
     )
-    assert fit_to_show(unasked, ROW, ["half", "no form"]) == ["no form"]
+    assert fitting(unasked, ["half", "no form"]) == ["no form"]
 
 
 def test_the_gold_is_among_them_once_and_at_every_place():

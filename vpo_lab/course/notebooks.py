@@ -41,10 +41,12 @@ WAVES = (
     ("03_grpo_baseline", "04_vpo_training"),
     ("05_bestk_and_pareto",),
     ("06_code_and_search",),
+    ("07_judges_and_hacking",),
 )
 
 FREE = "00_vpo_in_ten_minutes"  # numpy alone: it takes no parameters, opens no run and imports nothing of this package
-ALONE = "06_code_and_search"  # it trains policies of its own, in a folder of its own
+# What trains policies of its own, in a folder of its own: notebook -> the profile's field, and the folder.
+ALONE = {"06_code_and_search": "code", "07_judges_and_hacking": "judges"}
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 
 # What cells need beyond what a training needs.
@@ -60,11 +62,12 @@ FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
 SHARES = {  # how much of the time of a tiny run a notebook takes
     "00_vpo_in_ten_minutes": 0.01,
     "01_reward_vectors": 0.01,
-    "02_sft_warmup": 0.14,
-    "03_grpo_baseline": 0.3,
-    "04_vpo_training": 0.24,
+    "02_sft_warmup": 0.11,
+    "03_grpo_baseline": 0.24,
+    "04_vpo_training": 0.19,
     "05_bestk_and_pareto": 0.02,
-    "06_code_and_search": 0.29,
+    "06_code_and_search": 0.23,
+    "07_judges_and_hacking": 0.19,
 }
 
 
@@ -98,8 +101,9 @@ def stages_of(profile: Profile) -> dict[str, str]:
 
 
 def waves_of(profile: Profile) -> list[tuple[str, ...]]:
-    """Return the notebooks of a run, in waves that may run side by side; 06 only where the profile names its own."""
-    return [wave for wave in WAVES if profile.code or ALONE not in wave]
+    """Return the notebooks of a run, in waves that may run side by side; 06 and 07 where the profile names theirs."""
+    left_out = {name for name, field in ALONE.items() if not getattr(profile, field)}
+    return [wave for wave in WAVES if not left_out & {*wave}]
 
 
 def notebook_folder() -> Path:
@@ -192,17 +196,18 @@ def check_parameters(notebook: Path, values: dict) -> None:
 
 
 def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
-    """Run the notebook of a stage that was stopped or is to grow again, and those behind it; 06 trains its own."""
-    names = [name for name in jobs if name != ALONE]
+    """Run the notebook of a stage that was stopped or is to grow again, and those behind it; some train their own."""
+    names = [name for name in jobs if name not in ALONE]
     for name, stage in ((name, run.stage(stage)) for name, stage in stages_of(profile).items()):
         if jobs[name].done and stage.stopped and not stage.has_policy():
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
-    if ALONE in jobs and jobs[ALONE].done:
-        own = Run(run / "code", run.until)
-        stages = [own.stage(method) for method in get_profile(profile.code).methods]
-        if any(stage.stopped and not stage.has_policy() for stage in stages):
-            jobs[ALONE].target.unlink()
+    for name, field in ALONE.items():
+        if name in jobs and jobs[name].done:
+            own = Run(run / field, run.until)
+            stages = [own.stage(method) for method in get_profile(getattr(profile, field)).methods]
+            if any(stage.stopped and not stage.has_policy() for stage in stages):
+                jobs[name].target.unlink()
 
 
 def kernel_environment(profile: Profile, until: float | None, price: float | None = None) -> dict[str, str]:

@@ -43,10 +43,10 @@ def search_problems(
 ) -> tuple[list[Evolution], Path]:
     """Search a program for the first test problems with the policy RUN/STAGE; return what was found, and its file.
 
-    `unsolved`: only those that this pool of the run does not solve (of "sft": the same for every policy). `server`: who answers in its place, by
-    the OpenAI protocol; the settings are the policy's. `folder`: where all is kept, by default below the run; the
-    same call goes on there after a kill. Raises LabError if it was made with other settings, another process works
-    there, or nothing is left to search.
+    `unsolved`: only those that this pool of the run does not solve ("sft": the same for every policy). `server`: who
+    answers in its place, by the OpenAI protocol; the settings are the policy's. `folder`: where all is kept, by
+    default below the run; the same call goes on there after a kill. Raises LabError if it was made with other
+    settings, another process works there, or nothing is left to search.
     """
     if engine not in ENGINES:
         raise LabError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")

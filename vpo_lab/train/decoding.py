@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 NUCLEUS = 1024  # top_p looks at so many of the likeliest tokens: sorting the vocabulary would cost more than the model
 LOOK_EVERY = 32  # tokens between two looks whether all completions have ended: each makes the GPU wait
@@ -58,6 +59,7 @@ class Decoder:
         size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         cache = StaticCache(config=shape, max_cache_len=length)
         cache.early_initialization(rows, shape.num_key_value_heads, size, model.dtype, ids_BT.device)
+        layers: Any = cache.layers
         positions_BT = (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
         logits = []
         for part in torch.arange(rows).split(max(1, PREFILL // width)):
@@ -69,10 +71,11 @@ class Decoder:
                 use_cache=True,
             )
             logits.append(read.logits[:, -1])
-            for layer, filled in zip(cache.layers, read.past_key_values.layers, strict=True):
+            filled: Any
+            for layer, filled in zip(layers, read.past_key_values.layers, strict=True):
                 layer.keys[part, :, :width], layer.values[part, :, :width] = filled.keys, filled.values
             del read, filled
-        for layer in cache.layers:
+        for layer in layers:
             layer.cumulative_length.fill_(width)
         token_B1 = pick(torch.cat(logits))
         del logits
@@ -134,9 +137,16 @@ class Decoder:
         return self.copy
 
 
-def can_decode(model) -> bool:
-    """Return True for a causal model of nothing but full attention, such as Llama, Qwen2 and Qwen3."""
-    return set(getattr(model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+def decode_by_graph(model) -> bool:
+    """Put a Decoder in the place of the model's `generate`, and return True, if it has nothing but full attention.
+
+    Llama, Qwen2 and Qwen3 have; a model with windows keeps transformers' `generate`.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return False
+    model.generate = Decoder(model).generate
+    return True
 
 
 def merged_weights(model):

@@ -10,7 +10,7 @@ from vpo_lab.config import Policy, Profile
 from vpo_lab.errors import LabError
 from vpo_lab.processes import _quiet_libraries
 from vpo_lab.tasks import Task
-from vpo_lab.train.decoding import Decoder, can_decode
+from vpo_lab.train.decoding import decode_by_graph
 from vpo_lab.train.gpu import _load_unsloth, check_backend
 from vpo_lab.train.prompts import _with_pad_and_eos, render_prompt
 from vpo_lab.train.sampling import _free_gpu
@@ -32,6 +32,7 @@ def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
     if source is not None and not (source / "config.json").exists() and not (source / "adapter_config.json").exists():
         raise LabError(f"no policy in {source}: run the stage that trains it first")
     _free_gpu()
+    without_cudnn_attention()
     try:
         return loaders[profile.policy.backend](profile, task, source, seed)
     except ImportError as error:
@@ -44,6 +45,14 @@ def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
             f"cannot load the model {where} ({str(error).splitlines()[0]}): "
             "check the network or point policy.model at a local folder"
         ) from error
+
+
+def without_cudnn_attention() -> None:
+    """Leave attention to the other kernels: on H100 and H200, torch 2.11 and later prefer cuDNN's, whose backward pass
+    gives NaN at some lengths with a mask (pytorch issue 196678). Seen here after 5 to 65 steps, with a finite loss."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _load_scratch(profile: Profile, task: Task, source: Path | None, seed: int):
@@ -115,6 +124,6 @@ def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: 
         )
         is_new = source is None
         model = get_peft_model(model, lora) if is_new else PeftModel.from_pretrained(model, source, is_trainable=True)
-    if torch.cuda.is_available() and can_decode(model):
-        model.generate = Decoder(model).generate
+    if torch.cuda.is_available():
+        decode_by_graph(model)
     return model, tokenizer

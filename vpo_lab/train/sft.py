@@ -70,7 +70,7 @@ def _sample_rows(profile: Profile, task: Task, policy: Path | None, path: Path, 
     drawn = draw_answers(
         profile, model, tokenizer, rows, profile.sft.own_samples, "own samples for the warmup", seed + 2_000_003
     )
-    found = [(row["id"], fit_to_show(task, row, texts)) for row, texts in drawn]
+    found = fit_to_show(task, [row for row, _ in drawn], [texts for _, texts in drawn])
     ended = [bool(text) for _, texts in drawn for text in texts]
     samples = dict(gather(found)[0])
     if rank() == 0:
@@ -110,20 +110,27 @@ def best_answer(row: dict) -> str:
     return row.get("answer", row["gold"])
 
 
-def fit_to_show(task: Task, row: dict, samples: list[str]) -> list[str]:
-    """Choose the distinct samples that may stand beside the gold in a chain, those with other rewards first.
+def fit_to_show(task: Task, rows: list[dict], samples: list[list[str]]) -> list[tuple[str, list[str]]]:
+    """Choose, for each row's id, the distinct samples that may stand beside the gold in a chain, those with other
+    rewards first.
 
     Whole and well formed (as good as the gold in the objective "format", where a task has it), worth
-    something, and without a tag that would cut the chain in two.
+    something, and without a tag that would cut the chain in two. All are scored in one call: a sandbox uses all cores.
     """
-    texts = list(dict.fromkeys(text.strip() for text in samples))
-    gold = best_answer(row)
-    best_D, *rewards_nD = task.score([gold, *texts], [row] * (len(texts) + 1))
+    texts = [list(dict.fromkeys(text.strip() for text in own)) for own in samples]
+    shown = [(row, [best_answer(row), *own]) for row, own in zip(rows, texts, strict=True)]
+    rewards_nD = iter(task.score([text for _, own in shown for text in own], [row for row, own in shown for _ in own]))
+    return [(row["id"], _fit_to_show(task, own, [next(rewards_nD) for _ in own])) for row, own in shown]
+
+
+def _fit_to_show(task: Task, texts: list[str], rewards_nD: list[np.ndarray]) -> list[str]:
+    """Choose among the samples of one row, the first of which is its gold."""
     form = task.objectives.index("format") if "format" in task.objectives else None
+    gold, best_D = texts[0], rewards_nD[0]
     if form is not None and np.isnan(best_D[form]):  # not asked
         form = None
     known, fresh, alike = {best_D.tobytes()}, [], []
-    for text, rewards_D in zip(texts, rewards_nD, strict=True):
+    for text, rewards_D in zip(texts[1:], rewards_nD[1:], strict=True):
         formed = np.nansum(rewards_D) > 0 if form is None else rewards_D[form] >= best_D[form]
         if not text or not formed or text == gold.strip() or "<answer_" in text:
             continue

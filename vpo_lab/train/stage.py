@@ -77,6 +77,24 @@ def run_stage(
     return stage.policy
 
 
+PATIENCE = 5  # steps in a row whose gradient is not finite
+
+
+def drop_broken_gradient(model) -> bool:
+    """Take the gradients away if one of them is not finite, and say so: a step with them would end the policy."""
+    import torch
+
+    with_gradient = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if not with_gradient:
+        return False
+    norms = torch.stack([parameter.grad.norm().to(with_gradient[0].device) for parameter in with_gradient])
+    if torch.isfinite(norms.sum()):
+        return False
+    for parameter in with_gradient:
+        parameter.grad = None
+    return True
+
+
 def _load_weights(trainer, checkpoint: Path) -> bool:
     """Load a checkpoint's weights without training; False where a sharded model needs `train` for that."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -93,13 +111,22 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
 
         def on_train_begin(self, args, state, control, **_):
             self.progress = StageProgress(title, steps, done=state.global_step)
-            self.log = []
+            self.log, self.broken = [], 0
             self.view = LiveView(title, example) if someone_looks() else None
             if rank() == 0:
                 stage.forget_steps_after(state.global_step)
                 (stage / LOG).touch()  # from here on the next line must come in time, see `watch`
-                if (stage / LOG).exists():
-                    self.log = stage.log()
+                self.log = stage.log()
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            self.broken = self.broken + 1 if drop_broken_gradient(model) else 0
+            if self.broken:
+                print0(f"\n{title}: the gradient of step {state.global_step + 1} is not finite and was left out")
+            if self.broken == PATIENCE:
+                raise LabError(
+                    f"{title}: the gradients of {PATIENCE} steps one after another were not finite: go on from the "
+                    "last checkpoint with a smaller rl.learning_rate, or in float32 (policy.dtype)"
+                )
 
         def on_step_end(self, args, state, control, **_):
             self.progress.update(state.global_step)

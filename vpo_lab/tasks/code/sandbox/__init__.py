@@ -24,12 +24,16 @@ class Sandbox(Protocol):
         """Return for each JSON text of an argument list the JSON text of what the function returned.
 
         `None` where it raised, took longer than `seconds`, or returned what JSON cannot hold (sets, NaN, over 64 KB).
-        Tuples come back as lists, keys of dicts as texts.
+        Tuples come back as lists, keys of dicts as texts. After two late tests each of the others has a tenth of the
+        time.
         """
         ...
 
     def run(self, code: str, stdins: Sequence[str], seconds: float = 1.0) -> list[str | None]:
-        """Return for each text on standard input what the program printed; `None` where it raised or was late."""
+        """Return for each text on standard input what the program printed; `None` where it raised or was late.
+
+        After two late runs each of the others has a tenth of the time.
+        """
         ...
 
     def close(self) -> None:

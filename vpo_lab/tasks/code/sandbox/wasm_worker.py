@@ -176,7 +176,7 @@ class Run:
         if self._calls:
             return {"ready": self._ready, "late": self._late, "texts": list(self._texts.items())}
         good = self._well and self._size <= LIMIT
-        return {"printed": bytes(self._lines).decode("utf-8", "replace") if good else None}
+        return {"printed": bytes(self._lines).decode("utf-8", "replace") if good else None, "late": self._late}
 
     def _hear(self, data: bytes) -> int:
         self._size += len(data)

@@ -18,6 +18,7 @@ from typing import Any
 from vpo_lab.errors import LabError
 
 ATTEMPTS = 3
+OFTEN = 2  # late tests, after which an answer has a tenth of the time for each: endless loops are common
 HANGS = 20  # times the seconds of a job
 START_SECONDS = 300.0  # WebAssembly is compiled once, on a busy machine for minutes
 OUTPUT_LIMIT = 65_536  # bytes of one returned or printed text
@@ -224,9 +225,10 @@ class WorkerSandbox:
         """Return for each JSON text of an argument list the JSON text of what the function returned, or `None`."""
         tests = list(arguments)
         answers: list[str | None] = [None] * len(tests)
-        todo = self._ask(code, function, tests, seconds, range(len(tests)), answers)
+        todo, lates = self._ask(code, function, tests, seconds, range(len(tests)), answers)
         for index in todo:
-            self._ask(code, function, tests, seconds, [index], answers)
+            allowed = seconds if lates < OFTEN else seconds / 10
+            lates += self._ask(code, function, tests, allowed, [index], answers)[1]
         return [plain(text) for text in answers]
 
     def _ask(
@@ -237,27 +239,28 @@ class WorkerSandbox:
         seconds: float,
         indices: Sequence[int],
         answers: list[str | None],
-    ) -> list[int]:
-        """Fill in what one interpreter answers; return the tests that deserve one of their own."""
+    ) -> tuple[list[int], bool]:
+        """Fill in what one interpreter answers; return the tests that deserve one of their own, and if it was late."""
         if not indices:
-            return []
+            return [], False
         job = {"code": code, "function": function, "tests": [tests[i] for i in indices], "seconds": seconds}
         reply = self._workers.ask(job, (len(indices) + 1) * seconds)
         if reply is None or not reply["ready"]:
-            return []
+            return [], False
         for position, text in reply["texts"]:
             answers[indices[position]] = text
         answered = {position for position, _ in reply["texts"]}
         left = [index for position, index in enumerate(indices) if position not in answered]
-        return left[1:] if reply["late"] else left
+        return left[1:] if reply["late"] else left, reply["late"]
 
     def run(self, code: str, stdins: Sequence[str], seconds: float = 1.0) -> list[str | None]:
         """Return for each text on standard input what the program printed, or `None`."""
-        printed = []
+        printed, lates = [], 0
         for stdin in stdins:
-            job = {"code": code, "stdin": stdin, "seconds": seconds}
-            reply = self._workers.ask(job, seconds)
-            printed.append(reply["printed"] if reply else None)
+            job = {"code": code, "stdin": stdin, "seconds": seconds if lates < OFTEN else seconds / 10}
+            reply = self._workers.ask(job, seconds) or {"printed": None, "late": False}
+            printed.append(reply["printed"])
+            lates += reply["late"]
         return printed
 
     def close(self) -> None:
