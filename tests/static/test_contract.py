@@ -17,7 +17,10 @@ WHEELS = ROOT / "build" / "wheels" / "unpacked"
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "vpo_lab").rglob("*.py"))}
 NODES = [node for tree in TREES.values() for node in ast.walk(tree)]
 
-READ_BY_THEM = {"UNSLOTH_COMPILE_LOCATION", "UNSLOTH_DISABLE_STATISTICS", "VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS"}
+READ_BY_THEM = {
+    "UNSLOTH_COMPILE_LOCATION", "UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_RETURN_HIDDEN_STATES", "UNSLOTH_RETURN_LOGITS",
+    "VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS",
+}  # fmt: skip
 LORA_RANKS = {1, 8, 16, 32, 64, 128, 256, 320, 512}  # vllm/config/lora.py, MaxLoRARanks
 DTYPES = {"auto", "half", "float16", "bfloat16", "float", "float32"}  # vllm/config/model.py, ModelDType
 # What Unsloth's compute_loss reads of a batch (unsloth/models/rl_replacements.py).
@@ -110,12 +113,17 @@ def test_methods_that_we_replace_are_there_and_take_the_same():
     classes = [n for n in NODES if isinstance(n, ast.ClassDef) and n.name in ("VPOMixin", "Trainer")]
     methods = [n for node in classes for n in node.body if isinstance(n, ast.FunctionDef) and n.name != "__init__"]
     replaced = [method for method in methods if hasattr(GRPOTrainer, method.name)]
-    assert {"_calculate_rewards", "_generate_and_score_completions", "_log_completion_extra", "compute_loss",
-            "prediction_step"} == {method.name for method in replaced}  # fmt: skip
+    assert {"_calculate_rewards", "_generate_and_score_completions", "_generate_single_turn", "_log_completion_extra",
+            "compute_loss", "prediction_step", "training_step"} == {method.name for method in replaced}  # fmt: skip
     for method in replaced:
         theirs = list(inspect.signature(getattr(GRPOTrainer, method.name)).parameters)
         assert len(theirs) == len(method.args.args), method.name
-        if method.name in ("compute_loss", "prediction_step"):  # these transformers may call by keyword
+        if method.name in (
+            "compute_loss",
+            "prediction_step",
+            "training_step",
+            "_generate_single_turn",
+        ):  # these transformers may call by keyword
             assert theirs == [argument.arg for argument in method.args.args]
 
 

@@ -16,6 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HOLLOW = ("triton", "cut_cross_entropy")
+# Where the defaults of Unsloth's config are others than TRL's.
+SAME = dict(optim="adamw_torch", lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0)
+SAME |= dict(loss_type="dapo", mask_truncated_completions=False, epsilon=0.2, epsilon_high=0.2, beta=0.0)
+SAME |= dict(temperature=1.0, gradient_accumulation_steps=2, disable_dropout=True)
 
 
 class Nothing:
@@ -89,15 +93,11 @@ def train(trainer_class, config_class, folder: Path, prepare=lambda model: model
     from trl_case import arguments, has_a, random_texts, rows, scripted, short, small_model, small_tokenizer
 
     tokenizer, saw = small_tokenizer(), {}
-    # Where the defaults of Unsloth's config are others than TRL's.
-    same = dict(optim="adamw_torch", lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0)
-    same |= dict(loss_type="dapo", mask_truncated_completions=False, epsilon=0.2, epsilon_high=0.2, beta=0.0)
-    same |= dict(temperature=1.0, gradient_accumulation_steps=2, disable_dropout=True)
     for method in ("vpo", "vpo_credit"):
         trainer = scripted(trainer_class, random_texts(0), cut=lambda number: number == 3)(
             model=prepare(small_model(tokenizer)),
             reward_funcs=[has_a, short],
-            args=arguments(config_class, folder / method, method=method, **same),
+            args=arguments(config_class, folder / method, method=method, **SAME),
             train_dataset=rows(),
             processing_class=tokenizer,
         )
@@ -121,7 +121,7 @@ def after_the_longest(trainer_class, config_class, folder: Path, tried: bool) ->
     trainer = scripted(trainer_class, random_texts(0))(
         model=as_unsloth_has_it(small_model(tokenizer)),
         reward_funcs=[has_a],
-        args=arguments(config_class, folder / str(tried), ask=False, disable_dropout=True),
+        args=arguments(config_class, folder / str(tried), ask=False, **SAME),
         train_dataset=rows(chat=False),
         processing_class=tokenizer,
     )

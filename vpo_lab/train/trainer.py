@@ -47,8 +47,9 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         tried = False
         sampled = None  # prompts, completions and the sampler's log-probabilities (None: not by vLLM) of the last batch
 
-        def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-            made = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+            given = (images, multimodal_fields, num_generations, has_tool_images)
+            made = super()._generate_single_turn(prompt_ids, *given)
             self.sampled = prompt_ids, *made[:2]
             return made
 
