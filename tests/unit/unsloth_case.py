@@ -125,10 +125,10 @@ def after_the_longest(trainer_class, config_class, folder: Path, tried: bool) ->
         train_dataset=rows(chat=False),
         processing_class=tokenizer,
     )
-    step = trainer.training_step
+    step, wanted = trainer.training_step, [tried]
 
     def first(model, *rest):
-        if tried and trainer.state.global_step == 0:
+        if wanted and wanted.pop():  # before the very first pass: it forgets what a step has gathered
             try_longest(trainer, model)
         return step(model, *rest)
 
