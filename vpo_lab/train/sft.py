@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def own_demonstrations(profile: Profile, task: Task, policy: Path | None, path: 
     """
     if not path.exists():
         _sample_rows(profile, task, policy, path, seed)
-    samples, sft = read_json(path), profile.sft
+    samples, sft = cast(dict[str, list[str]], read_json(path)), profile.sft
     needed = profile.rl.candidates - (1 if sft.gold_steps else 0)
     share = np.mean([len(texts) >= needed for texts in samples.values()])
     print0(f"{share:.0%} of the rows have enough distinct own samples for a chain of {profile.rl.candidates}")
