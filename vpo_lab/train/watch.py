@@ -73,6 +73,7 @@ def stood_still(name: str, minutes: float) -> str:
 def end_group(pid: int) -> None:
     """End a process and all that it started: vLLM and sandboxes have processes of their own."""
     try:
-        os.killpg(os.getpgid(pid), signal.SIGKILL)
+        group = os.getpgid(pid)
+        os.killpg(group, signal.SIGKILL) if group != os.getpgrp() else os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
