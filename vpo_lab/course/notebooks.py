@@ -202,10 +202,10 @@ def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
         if jobs[name].done and stage.stopped and not stage.has_policy():
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
-    for name, field in ALONE.items():
+    for name, part in ALONE.items():
         if name in jobs and jobs[name].done:
-            own = Run(run / field, run.until)
-            stages = [own.stage(method) for method in get_profile(getattr(profile, field)).methods]
+            own = Run(run / part, run.until)
+            stages = [own.stage(method) for method in get_profile(getattr(profile, part)).methods]
             if any(stage.stopped and not stage.has_policy() for stage in stages):
                 jobs[name].target.unlink()
 
