@@ -40,7 +40,7 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_is_accepted_where_all_is_there(gpu, backend):
-    check_backend(get_profile(FULL, {"policy.backend": backend}))
+    check_backend(get_profile(FULL, {"policy.backend": backend, "sft.gold_steps": 30}))
 
 
 @pytest.mark.parametrize(
