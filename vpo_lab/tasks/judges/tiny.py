@@ -260,6 +260,12 @@ class TinyJudges:
     world = World()
     objectives = PEOPLE
     about = "A letter asks one thing. Four people with different tastes judge the answer; each is an objective."
+    meanings = {
+        "in_a_hurry": "what was asked, nothing else",
+        "curious": "all there is to know",
+        "formal": "formal words, no joke",
+        "cheerful": "warm words and a joke",
+    }
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
         """Return what the judges score n answers, which is trained: (n, 4). Another text than an answer earns 0."""
@@ -307,6 +313,10 @@ class TinyJudges:
                 chosen.append(rng.choice(len(row_W), p=row_W / row_W.sum()))
             columns.append(chosen)
         return ["\n".join(self.world.phrases(choices, place)) for choices in zip(*columns, strict=True)]
+
+    def title(self, row: dict) -> str:
+        """Return the letter."""
+        return row["prompt"][0]["content"]
 
     def short(self, answer: str) -> str:
         """Return an answer in one line."""
