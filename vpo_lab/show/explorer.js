@@ -168,13 +168,13 @@ function meter(text, value, mark, title) {
 }
 
 /** A set as a table; what depends on the weights is left out: stars and w·r. */
-function table({ name, answers, rewards }, objectives, color) {
+function table({ name, answers, rewards }, objectives, color, number) {
   return html`<table><caption class="hidden">Answers of ${name}: objectives and w·r; a star marks the winner</caption>
     <thead><tr><td></td>${[...objectives, "w·r"].map((head) => html`<th scope="col">${breakable(head)}</th>`)}</tr></thead>
     ${answers.map((answer, m) => html`<tbody data-candidate="${m}">
       <tr><th scope="rowgroup" rowspan="2" style="border-left-color:${color(m)}">${m + 1} <span class="star"></span></th>
       <td class="answer" colspan="${objectives.length + 1}">${answer}</td></tr>
-      <tr>${rewards[m].map((value) => html`<td class="value" style="--share:${100 * value}%">${value === null ? "–" : two(value)}</td>`)}
+      <tr>${rewards[m].map((value) => html`<td class="value" style="--share:${100 * value}%">${value === null ? "–" : number(value)}</td>`)}
       <td class="value total"></td></tr></tbody>`)}</table>`;
 }
 
@@ -205,7 +205,7 @@ function triangle(rewards, weights, dims, objectives, color) {
     let [x, y] = [0, 1].map((i) => total(polygon.map((point) => pixels(point)[i])) / polygon.length);
     // Below the ring, not under it.
     if (here && Math.abs(x - here[0]) < 12 + 10 * Math.min(members.length, 3) && Math.abs(y - here[1]) < 20) y = here[1] + 22;
-    return html`<text class="name" x="${x.toFixed()}" y="${y.toFixed()}">${tied(members)}<tspan x="${x.toFixed()}" dy="16">${percent(share)}</tspan></text>`;
+    return html`<text class="name" x="${x.toFixed()}" y="${y.toFixed()}">${tied(members)}<tspan x="${x.toFixed()}" dy="1em">${percent(share)}</tspan></text>`;
   });
   const ring = here ? [["none", "#fff", 5], ["#fff", "#000", 2]].map(([fill, ink, width]) =>
     html`<circle cx="${here[0].toFixed(1)}" cy="${here[1].toFixed(1)}" r="6" fill="${fill}" stroke="${ink}" stroke-width="${width}"/>`) : [];
@@ -214,6 +214,7 @@ function triangle(rewards, weights, dims, objectives, color) {
   return html`<svg class="map" viewBox="0 0 ${SIDE + 2 * LEFT} ${Math.round(HEIGHT) + TOP + 24}" role="img"
       aria-label="Who wins where: ${said}">
     <polygon points="${outline(CORNERS)}" fill="#fff"/>
+    ${regions.length ? "" : html`<text class="name" x="${LEFT + SIDE / 2}" y="${TOP + 0.7 * HEIGHT}">all earn 0</text>`}
     ${regions.flatMap(stripes).map(([m, part]) => html`<polygon points="${outline(part)}" fill="${color(m)}" fill-opacity=".7"/>`)}
     <polygon class="edge" points="${outline(CORNERS)}"/>${names}${ring}
     ${dims.map((d, i) => html`<text class="corner" x="${places[i][0]}" y="${places[i][1].toFixed()}" text-anchor="${places[i][2]}">${objectives[d]}</text>`)}</svg>`;
@@ -225,16 +226,17 @@ const BODY = `<div class="explorer"><div class="columns">
 <section class="panel controls" aria-label="Controls">
 <fieldset id="requests"><legend><label for="request">Request</label></legend><select id="request"></select></fieldset>
 <fieldset id="choice"><legend>Sets to compare</legend><div class="buttons" id="chosen"></div></fieldset>
-<fieldset class="all"><legend>What counts? The weights</legend><div id="weights"></div>
+<fieldset class="all"><legend>What counts?</legend><div id="weights"></div>
 <p class="quiet">When you move one weight, the others make room. A locked weight stays.</p></fieldset>
-<fieldset><legend>Simple users</legend><div class="buttons" id="presets"></div></fieldset>
-<fieldset><legend>A random user: w ~ Dirichlet(α)</legend>
-<div class="buttons"><input id="alpha" type="range" min="-1" max="1.5" step="0.1" value="0"><output id="alpha-value" for="alpha"></output>
-<button id="draw" class="primary" type="button">Draw</button></div>
-<label class="quiet" for="alpha">α = 1: all kinds of users are equally likely. Below 1: extreme users. Above 1: users who want a bit of everything.</label></fieldset>
+<fieldset class="all"><legend>Users</legend><div class="buttons"><span id="presets" class="buttons"></span>
+<button id="draw" class="primary" type="button">a random user</button></div></fieldset>
+<details class="all"><summary>More</summary>
+<fieldset><legend><label for="alpha">Random users: w ~ Dirichlet(α)</label></legend>
+<div class="buttons"><input id="alpha" type="range" min="-1" max="1.5" step="0.1" value="0" aria-describedby="about-alpha"><output id="alpha-value" for="alpha"></output></div>
+<p class="quiet" id="about-alpha">α = 1: all kinds of users are equally likely. Below 1: extreme users. Above 1: users who want a bit of everything.</p></fieldset>
 <fieldset id="triangles"><legend><label for="corners">Corners of the triangle</label></legend><select id="corners"></select>
 <p class="quiet">At a corner, one objective takes all the weight that these three share. The others keep theirs.
-Click a point to go there.</p></fieldset>
+Click a point to go there.</p></fieldset></details>
 </section>
 <div class="right">
 <section class="request" aria-label="The request"><p id="title"></p><p id="about" class="quiet"></p><p id="key" class="quiet"></p></section>
@@ -283,11 +285,13 @@ export function mount(el, data, changed = () => {}) {
     entry.sets.forEach((set, i) => { $(`s${i}`).disabled = sets.length < 2 && !isAway(set); });
     const weightings = data.utility_weights[entry.objectives.length].map((w) => restrict(w, asked));
     worth = sets.map(({ rewards }) => setReward(rewards, weightings));
+    // Tests that are passed or not are 1 or 0; objectives in between have two digits.
+    const whole = entry.sets.every(({ rewards }) => rewards.flat().every((x) => Number.isInteger(x ?? 0))), number = whole ? String : two;
     fill("sets", html`${sets.map((set, i) => html`<section class="card" aria-labelledby="name${i}"><div class="head"><h2 id="name${i}">${set.name}</h2>
-      <span class="none" hidden>nothing for this user</span></div>
+      <span class="none" hidden>earns nothing</span></div>
       <div id="meters${i}"></div><div class="pictures">
       <div class="picture" role="img" aria-label="The answers of ${set.name}">${new Markup(set.picture)}</div><div class="where" id="map${i}"></div></div>
-      <div class="scroll">${table(set, entry.objectives, color)}</div></section>`)}`);
+      <div class="scroll">${table(set, entry.objectives, color, number)}</div></section>`)}`);
     Object.assign(game, { on: false, covered: false, said: "" });
     redraw();
   }
@@ -328,7 +332,7 @@ export function mount(el, data, changed = () => {}) {
     }
     const { objectives } = entry, best = bests();
     const marks = [game.covered ? best.map(() => "") : stars(best), stars(worth)];
-    const leaders = (values, stars) => `${sets.filter((_, i) => stars[i]).map(({ name }) => name).join(" = ")}, ${three(Math.max(...values))}`;
+    const leaders = (values, stars) => `${sets.filter((_, i) => stars[i]).map(({ name }) => name).join(" = ")} (${three(Math.max(...values))})`;
     const leading = marks[0].some(Boolean) ? `Best set for these weights: ${leaders(best, marks[0])}.` : "No answer here earns anything under these weights.";
     $("summary").textContent = game.covered ? "The scores are covered. Read the answers, turn the weights, then check."
       : `${leading}${worth.some((x) => x > TOLERANCE) ? ` Best over all weights (EUM): ${leaders(worth, marks[1])}.` : ""}`;
@@ -337,7 +341,7 @@ export function mount(el, data, changed = () => {}) {
       const scores = scalarize(rewards, weights), card = $("sets").children[i];
       const won = game.covered ? scores.map(() => "") : stars(scores);
       fill(`meters${i}`, html`${meter("best w·r now", best[i], marks[0][i], "the best answer for the present weights; the star marks the best set")}
-        ${meter("EUM, all weights", worth[i], marks[1][i], "the best w·r, averaged over all weights")}`);
+        ${meter("EUM", worth[i], marks[1][i], "the best w·r, averaged over all weights")}`);
       card.querySelector(".none").hidden = game.covered || best[i] > TOLERANCE;
       for (const part of card.querySelectorAll("[data-candidate]")) part.classList.toggle("won", won[part.dataset.candidate] !== "");
       card.querySelectorAll("tbody .star").forEach((star, m) => { star.textContent = won[m]; });
@@ -500,15 +504,20 @@ p:empty, .picture:empty, [hidden] { display: none; }
 .verdict p { margin: 0 0 .3rem; max-width: none; }
 #game { display: flex; flex-wrap: wrap; gap: .3rem .8rem; align-items: center; }
 #game p { margin: 0; }
+#chosen label { white-space: nowrap; }
+#presets { display: contents; }
+summary { cursor: pointer; color: var(--accent); margin-bottom: .3rem; }
 fieldset { border: 0; margin: 0 0 .7rem; padding: 0; min-width: 0; }
 @container (max-width: 62rem) { /* a notebook, a page of the site: the controls above, the sets side by side below */
   .columns { grid-template-columns: minmax(0, 1fr); }
   .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .2rem 1.2rem; }
   .controls .all { grid-column: 1 / -1; }
-  #weights { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(10.5rem, 100%), 1fr)); gap: 0 1.2rem; }
+  #choice { grid-column: 2 / -1; }
+  #weights { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14.5rem, 100%), 1fr)); gap: 0 1.2rem; }
 }
 @container (max-width: 40rem) { /* a phone: one column, and what the sliders do stays in sight at the lower edge */
   .right { display: contents; }
+  #choice { grid-column: auto; }
   #sets { grid-template-columns: minmax(0, 1fr); }
   .verdict { order: 1; position: sticky; bottom: 0; font-size: .87rem; z-index: 1; }
 }
@@ -516,7 +525,7 @@ legend { font-weight: 600; padding: 0; margin-bottom: .3rem; }
 .weight { display: grid; grid-template-columns: 1fr auto auto; gap: 0 .7rem; align-items: center; margin-bottom: .35rem; }
 .weight input[type=range] { grid-column: 1 / -1; width: 100%; margin: .1rem 0; }
 .weight label:first-child { font-weight: 600; }
-.weight .quiet { grid-column: 1 / -1; }
+.weight .quiet { grid-column: 1 / -1; line-height: 1.25; }
 .weight .lock { font-size: .87rem; white-space: nowrap; }
 output { font-variant-numeric: tabular-nums; min-width: 2.4em; text-align: right; display: inline-block; }
 input { accent-color: var(--accent); }
@@ -533,7 +542,7 @@ button:hover { border-color: var(--accent); }
 #title { font-weight: 600; }
 .head { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 0 .6rem; }
 .none { color: var(--quiet); font-size: .87rem; font-style: italic; }
-.meter { display: grid; grid-template-columns: 7.3rem minmax(1rem, 1fr) auto; gap: .4rem; align-items: center; font-size: .87rem; }
+.meter { display: grid; grid-template-columns: 6.1rem minmax(1rem, 1fr) auto; gap: .4rem; align-items: center; font-size: .87rem; }
 .track { height: .7rem; background: var(--page); border: 1px solid var(--line); border-radius: .35rem; overflow: hidden; }
 .track i { display: block; height: 100%; background: var(--accent); }
 .meter b { min-width: 5.3em; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -553,8 +562,17 @@ tbody.won { background: var(--won); }
 .pictures { display: flex; gap: .6rem; align-items: flex-end; justify-content: center; margin-top: .5rem; }
 .pictures svg { display: block; width: 100%; height: auto; }
 .picture { flex: 5 1 0; max-width: 9rem; align-self: center; }
-.where { flex: 7 1 0; max-width: 13rem; }
+.where { flex: 7 1 0; max-width: 11rem; }
 .map { cursor: crosshair; font: 16px system-ui, sans-serif; }
+.card { container: card / inline-size; }
+@container card (max-width: 15.5rem) {
+  .meter { grid-template-columns: 1fr auto; }
+  .track { display: none; }
+  .picture:not(:empty) + .where .map { font-size: 19px; }
+  table { font-size: .72rem; }
+  thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
+  th, td { padding-inline: .05rem; }
+}
 .edge { fill: none; stroke: var(--quiet); }
 .corner { fill: currentColor; }
 .name { text-anchor: middle; font-weight: 700; fill: #111; paint-order: stroke; stroke: #fff; stroke-width: 3px; stroke-linejoin: round; pointer-events: none; }
