@@ -6,16 +6,20 @@ The page is one file: `explorer.html`, with the script of `vpo_lab.show.explorer
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from vpo_lab.course.experiment import read_examples
+from vpo_lab.course.figures import small_png
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.methods import METHODS
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, sample_sets
-from vpo_lab.show.explorer import SCRIPT, CandidateSet, explorer_data, make_world
+from vpo_lab.show.explorer import SCRIPT, CandidateSet, explorer_data, make_world, one_line
 from vpo_lab.tasks import Task, get_task
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
@@ -61,6 +65,25 @@ def write_optima(path: Path) -> Path:
 
     write_json(path, optimal_sets("tiny_judges", PRICE))
     return path
+
+
+def take_picture(page: Path, out: Path) -> Path:
+    """Write what a window of 1,200 pixels shows of the page when it opens, as PNG; return its path.
+
+    Needs Chromium; its fonts are those of the machine, so the bytes differ between machines. LabError without it.
+    """
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        raise LabError("no chromium to take the picture with: install it, or leave --picture out")
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "page.png"
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/user")
+        size = ("--window-size=1200,740", "--force-device-scale-factor=1", f"--screenshot={shot}")
+        done = subprocess.run([browser, *flags, *size, page.resolve().as_uri()], capture_output=True, text=True)
+        if not shot.exists():
+            raise LabError(f"{browser} took no picture of {page}: {one_line(done.stderr or 'it said nothing')}")
+        write_bytes(out, small_png(shot.read_bytes()))
+    return out
 
 
 def _compared(requests: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str, CandidateSet]]:

@@ -493,7 +493,7 @@ const STYLE = `
 .explorer { container-type: inline-size; color: var(--text); font: 1rem/1.45 system-ui, sans-serif; }
 h2 { font-size: 1.05rem; margin: 0; }
 p { margin: .4rem 0; max-width: 75em; }
-p:empty, .picture:empty, [hidden] { display: none; }
+p:empty, .picture:empty, [hidden] { display: none !important; }
 .quiet { color: var(--quiet); font-size: .87rem; }
 .columns { display: grid; grid-template-columns: 15.5rem minmax(0, 1fr); gap: .8rem; align-items: start; }
 .panel, .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .8rem; }
