@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from explorer_arithmetic import check_arithmetic
 
+from vpo_lab.course.page import take_picture
 from vpo_lab.show.explorer import SCRIPT, explorer_data, make_world, utility_weights
 from vpo_lab.weights import scalarize, set_reward, winners
 
@@ -275,6 +276,13 @@ def test_the_triangle_follows_weights_corners_and_clicks(page):
     page.get_by_label(f"lock {objectives[2]}").check()
     triangle.click(position={"x": box["width"] / 2, "y": box["height"] * 0.7})
     assert np.array_equal(weights_of(page), weights), "a locked weight moved"
+
+
+def test_a_picture_of_it_is_taken(chromium, tmp_path):
+    from PIL import Image
+
+    with Image.open(take_picture(PAGE, tmp_path / "page.png")) as picture:
+        assert picture.size == (1200, 740) and len(picture.convert("RGB").getcolors(256)) > 20
 
 
 # --- The script by itself -----------------------------------------------------------------------

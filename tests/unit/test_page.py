@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpo_lab.course.page import fill, write_explorer, write_optima
+from vpo_lab.course.page import fill, take_picture, write_explorer, write_optima
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json
 from vpo_lab.runs import Run
@@ -110,3 +110,9 @@ def test_methods_without_a_pool_are_left_out_and_no_pool_is_one_line(tmp_path):
     shutil.copy(Run(RESULTS).pool("grpo"), tmp_path / "pools")
     page = write_explorer(tmp_path, tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
     assert {len(request["sets"]) for world in data_of(page)["worlds"] for request in world["requests"]} == {1}
+
+
+def test_without_a_browser_there_is_no_picture_and_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(LabError, match="chromium"):
+        take_picture(ROOT / "docs" / "explorer.html", tmp_path / "page.png")
