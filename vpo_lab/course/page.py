@@ -20,7 +20,7 @@ from vpo_lab.methods import METHODS
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, sample_sets
 from vpo_lab.show.explorer import SCRIPT, CandidateSet, explorer_data, make_world, one_line
-from vpo_lab.tasks import Task, get_task
+from vpo_lab.tasks import get_task
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 REQUESTS = 4  # of the results: the first ones, not chosen

@@ -214,6 +214,9 @@ def wanted_lines(wish: Iterable[int]) -> dict[str, str]:
     return {field: LINES[field][variant] for field, variant in zip(FIELDS, wish, strict=True)}
 
 
+MEANINGS = {f"test_{i + 1}": f"the {field} is right" for i, field in enumerate(FIELDS)}
+
+
 # --- The tasks --------------------------------------------------------------------------------
 
 
@@ -223,7 +226,7 @@ class TinyCode:
     name = "tiny_code"
     objectives = tuple(f"test_{i + 1}" for i in range(len(FIELDS)))
     about = "A request wants six steps, an answer may hold three. Each objective is a hidden test."
-    meanings = {f"test_{i + 1}": f"the {field} is right" for i, field in enumerate(FIELDS)}
+    meanings = MEANINGS
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
         """Return which tests each patched program passes: (n, 6). A patch that cannot be read earns nothing."""
