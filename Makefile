@@ -117,7 +117,7 @@ doctor: setup  ## what this machine can run
 	$(BIN)/vpo-lab doctor
 
 lab: setup  ## open the course in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 clean:  ## remove the environment, keep the runs
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis
