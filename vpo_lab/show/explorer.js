@@ -304,7 +304,7 @@ export function mount(el, data, changed = () => {}) {
     triples = asked.flatMap((a, i) => asked.slice(i + 1).flatMap((b, j) => asked.slice(i + j + 2).map((c) => [a, b, c])));
     dims = triples.at(-1); // the last ones: the first objective is mostly fulfilled
     const names = entry.objectives;
-    fill("weights", html`${asked.map((d) => html`<div class="weight"><label for="w${d}">${names[d]}</label><output id="v${d}" for="w${d}"></output>
+    fill("weights", html`${asked.map((d) => html`<div class="weight"><label for="w${d}" title="${entry.meanings[d]}">${names[d]}</label><output id="v${d}" for="w${d}"></output>
       <label class="lock"><input type="checkbox" id="l${d}" data-lock="${d}" aria-label="lock ${names[d]}"> lock</label>
       <input type="range" id="w${d}" data-weight="${d}" min="0" max="1" step="0.01" aria-describedby="m${d}">
       <span id="m${d}" class="quiet">${entry.meanings[d]}</span></div>`)}`);
@@ -508,19 +508,6 @@ p:empty, .picture:empty, [hidden] { display: none !important; }
 #presets { display: contents; }
 summary { cursor: pointer; color: var(--accent); margin-bottom: .3rem; }
 fieldset { border: 0; margin: 0 0 .7rem; padding: 0; min-width: 0; }
-@container (max-width: 62rem) { /* a notebook, a page of the site: the controls above, the sets side by side below */
-  .columns { grid-template-columns: minmax(0, 1fr); }
-  .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .2rem 1.2rem; }
-  .controls .all { grid-column: 1 / -1; }
-  #choice { grid-column: 2 / -1; }
-  #weights { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14.5rem, 100%), 1fr)); gap: 0 1.2rem; }
-}
-@container (max-width: 40rem) { /* a phone: one column, and what the sliders do stays in sight at the lower edge */
-  .right { display: contents; }
-  #choice { grid-column: auto; }
-  #sets { grid-template-columns: minmax(0, 1fr); }
-  .verdict { order: 1; position: sticky; bottom: 0; font-size: .87rem; z-index: 1; }
-}
 legend { font-weight: 600; padding: 0; margin-bottom: .3rem; }
 .weight { display: grid; grid-template-columns: 1fr auto auto; gap: 0 .7rem; align-items: center; margin-bottom: .35rem; }
 .weight input[type=range] { grid-column: 1 / -1; width: 100%; margin: .1rem 0; }
@@ -578,4 +565,24 @@ tbody.won { background: var(--won); }
 .name { text-anchor: middle; font-weight: 700; fill: #111; paint-order: stroke; stroke: #fff; stroke-width: 3px; stroke-linejoin: round; pointer-events: none; }
 .name tspan { font-weight: 400; }
 #key svg { width: 1.1em; height: 1.1em; vertical-align: -.2em; }
+@container (max-width: 62rem) { /* a notebook, a page of the site: the controls above, the sets side by side below */
+  .columns { grid-template-columns: minmax(0, 1fr); }
+  .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .2rem 1.2rem; }
+  .controls .all { grid-column: 1 / -1; }
+  #choice { grid-column: 2 / -1; }
+  #weights { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14.5rem, 100%), 1fr)); gap: 0 1.2rem; }
+}
+@container (40rem < width <= 62rem) { /* a weight is one line; what it means is said when one points at it */
+  .weight { grid-template-columns: minmax(6.6rem, auto) 1fr auto auto; }
+  .weight input[type=range] { grid-column: 2; grid-row: 1; }
+  .weight .quiet, .controls .all > .quiet { position: absolute; clip-path: inset(50%); }
+  .controls fieldset { margin-bottom: .4rem; }
+  .verdict { font-size: .92rem; }
+}
+@container (max-width: 40rem) { /* a phone: one column, and what the sliders do stays in sight at the lower edge */
+  .right { display: contents; }
+  #choice { grid-column: auto; }
+  #sets { grid-template-columns: minmax(0, 1fr); }
+  .verdict { order: 1; position: sticky; bottom: 0; font-size: .87rem; z-index: 1; }
+}
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }`;
