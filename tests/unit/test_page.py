@@ -103,6 +103,22 @@ def test_without_mazes_the_page_shows_the_results_alone(tmp_path):
     assert len(data_of(page)["worlds"]) == 1
 
 
+def test_a_run_with_many_methods_shows_three_and_the_papers_vpo_last(tmp_path):
+    (tmp_path / "pools").mkdir()
+    for name, source in {
+        "sft": "sft",
+        "grpo": "grpo",
+        "max_at_k": "grpo",
+        "vpo": "vpo_credit",
+        "vpo_credit": "vpo_credit",
+    }.items():
+        shutil.copy(Run(RESULTS).pool(source), Run(tmp_path).pool(name))
+    page = write_explorer(tmp_path, tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
+    sets = data_of(page)["worlds"][0]["requests"][0]["sets"]
+    assert [one["name"] for one in sets] == ["SFT", "GRPO", "max@k", "VPO, credit", "VPO"]
+    assert [one["name"] for one in sets if not one["apart"]] == ["SFT", "GRPO", "VPO"]
+
+
 def test_methods_without_a_pool_are_left_out_and_no_pool_is_one_line(tmp_path):
     with pytest.raises(LabError, match="pools"):
         write_explorer(tmp_path, EXPERIMENT, tmp_path / "page.html")

@@ -25,7 +25,6 @@ from vpo_lab.tasks import get_task
 TEMPLATE = Path(__file__).with_name("explorer.html")
 REQUESTS = 4  # of the results: the first ones, not chosen
 PRICE = 0.01  # of KL, in the optimal policies of the judges' world
-FIRST = ("sft", "grpo", "vpo", "vpo_credit")  # shown at first; a reader may add the others
 WORLDS = {  # what a task is called, the objective that has all weight at first, and where its sets come from
     "maze": ("Maze: objectives compete", "gold", ""),
     "tiny_code": ("Code patches: six hidden tests", "test_1", ""),
@@ -101,9 +100,12 @@ def _world(task_name: str, requests: Mapping[str, Mapping[str, CandidateSet]]) -
     rows = {row["id"]: row for row in task.load(None, "test")}
     asked = [rows[row_id] for row_id in requests]
     label = {"sft": "SFT"} | {name: method.label for name, method in METHODS.items()}
-    named = [{label[name]: one for name, one in sets.items()} for sets in requests.values()]
+    names = list(next(iter(requests.values())))
+    last = next((name for name in ("vpo", "vpo_credit") if name in names), names[-1])  # the game is about it
+    names.sort(key=lambda name: name == last)
+    apart = {label[name] for name in names if len(names) > 3 and name not in ("sft", "grpo", last)}
+    named = [{label[name]: sets[name] for name in names if name in sets} for sets in requests.values()]
     title, start, source = WORLDS.get(task_name, (task_name.replace("_", " ").capitalize(), "", ""))
-    apart = {label[name] for name in METHODS if name not in FIRST} if len(named[0]) > 3 else ()
     world = make_world(named, task.objectives, task=task, rows=asked, start=start, apart=apart)
     return world | {"name": title, "about": world["about"] + source}
 
