@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test trl unsloth base beside browser gpu workflows lint lock types bench figures report explorer publish site doctor lab clean
+.PHONY: help setup run test trl unsloth base beside browser gpu workflows lint lock types bench figures report explorer picture publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -102,6 +102,9 @@ report: setup  ## execute results/report.ipynb and write the tables of the READM
 explorer: setup  ## build docs/explorer.html from results/: the weights to turn, in any browser
 	$(BIN)/vpo-lab explorer
 
+picture: setup  ## the same, and figures/explorer.png of it (needs Chromium)
+	$(BIN)/vpo-lab explorer --picture figures/explorer.png
+
 publish: setup  ## copy a finished run into notebooks/ and results/, then redraw the figures and tables
 	$(BIN)/vpo-lab publish runs/$(PROFILE)
 	$(BIN)/vpo-lab figures
@@ -114,7 +117,7 @@ doctor: setup  ## what this machine can run
 	$(BIN)/vpo-lab doctor
 
 lab: setup  ## open the course in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 clean:  ## remove the environment, keep the runs
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -42,14 +42,20 @@ def formula(display):
 
 
 def stay_here(app, doctree, docname):
-    """Put text in the place of pictures from elsewhere (badges), and link the explorer's page instead of its file."""
+    """Put text in the place of pictures from elsewhere (badges), and link the explorer's page instead of its file.
+
+    In a notebook its picture becomes the page itself.
+    """
     for picture in list(doctree.findall(nodes.image)):
         if "://" in picture["uri"]:
             picture.replace_self(nodes.Text(picture.get("alt", "")))
     for link in list(doctree.findall(download_reference)):
         if PurePosixPath(link["reftarget"]).name == "explorer.html":
             address = os.path.relpath("explorer.html", PurePosixPath(docname).parent)
-            link.replace_self(nodes.reference("", "", *link.children, refuri=address))
+            live = docname.startswith("notebooks/") and any(link.findall(nodes.image))
+            frame = f'<iframe class="explorer" src="{address}" title="The explorer" loading="lazy"></iframe>'
+            page = nodes.raw("", frame, format="html")
+            link.replace_self(page if live else nodes.reference("", "", *link.children, refuri=address))
 
 
 def land(app, error):

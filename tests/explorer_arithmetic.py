@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linprog
 
 from vpo_lab.weights import scalarize, set_reward, winners
 
@@ -14,6 +15,7 @@ COMPUTE = """(lab, cases) => cases.map((one) => {
         worth: lab.setReward(rewards, one.weightings.map((w) => lab.restrict(w, one.asked))),
         after: lab.rebalance(weights, one.moved, one.value, one.held),
         regions: lab.winRegions(lab.cornerUtilities(rewards, weights, one.dims)),
+        above: lab.furthestAbove(rewards[0], rewards.slice(1), one.asked),
     };
 })"""
 DRAW = """(lab, {n, d, alpha}) => {
@@ -51,7 +53,7 @@ def check_arithmetic(ask: Callable[[str, Any], Any]) -> None:
     """Compare; `ask(function, argument)` calls a function of the module and an argument, all as text and JSON."""
     rng = np.random.default_rng(20260522)
     everything = list(cases(400, rng))
-    ties = shared = 0
+    ties = shared = above = 0
     for case, got in zip(everything, ask(COMPUTE, everything), strict=True):
         rewards_MD, weights_D = np.array(case["rewards"], float), np.array(case["weights"])
         won = winners(rewards_MD, weights_D[None])[0]
@@ -60,10 +62,32 @@ def check_arithmetic(ask: Callable[[str, Any], Any]) -> None:
         assert abs(got["worth"] - set_reward(rewards_MD, np.array(case["weightings"]))) < 1e-12
         _check_moved(case, np.array(got["weights"]), np.array(got["after"]))
         _check_regions(case["dims"], rewards_MD, np.array(got["weights"]), got["regions"], rng)
+        above += _check_above(rewards_MD, case["asked"], got["above"])
         ties += won.sum() > 1
         shared += len(got["regions"]) > 1
-    assert ties > 50 and shared > 50, "the cases exercise too little"
+    assert ties > 50 and shared > 50 and 50 < above < 350, "the cases exercise too little"
     _check_draws(ask)
+
+
+def _check_above(rewards_MD: np.ndarray, asked: list[int], got: dict) -> bool:
+    """The weights under which the first answer is furthest above the others are those of a linear program."""
+    if len(rewards_MD) == 1:
+        assert not got["weights"]
+        return False
+    gains = (rewards_MD[:1] - rewards_MD[1:])[:, asked]
+    n = len(asked)
+    found = linprog(
+        np.r_[np.zeros(n), -1.0],
+        A_ub=np.c_[-gains, np.ones(len(gains))],
+        b_ub=np.zeros(len(gains)),
+        A_eq=[[*np.ones(n), 0.0]],
+        b_eq=[1.0],
+        bounds=[(0, None)] * n + [(None, None)],
+    )
+    weights_D = np.array(got["weights"])
+    assert abs(weights_D[asked].sum() - 1) < 1e-9 and (weights_D >= 0).all() and weights_D.sum() < 1 + 1e-9
+    assert abs(got["gap"] - -found.fun) < 1e-7 and abs(got["gap"] - (gains @ weights_D[asked]).min()) < 1e-9
+    return got["gap"] > 1e-9
 
 
 def _check_moved(case: dict, before_D: np.ndarray, after_D: np.ndarray) -> None:

@@ -202,12 +202,21 @@ def report() -> None:
 def explorer(
     results: Annotated[str, typer.Option(help="A run folder or a folder of saved results.")] = "results/tiny",
     experiment: Annotated[str, typer.Option(help="An experiment's folder, for its mazes.")] = "results/experiment",
+    code: Annotated[str, typer.Option(help="That of an experiment on code.")] = "results/code",
+    optima: Annotated[str, typer.Option(help="Sets of the judges' world.")] = "results/optima.json",
+    draw_optima: Annotated[bool, typer.Option("--draw-optima", help="Write that file anew first.")] = False,
     out: Annotated[str, typer.Option(help="The page, one file.")] = "docs/explorer.html",
+    picture: Annotated[str, typer.Option(help="A PNG of the page, taken with Chromium.")] = "",
 ) -> None:
     """Build the page on which anyone can turn the weights in a browser, without a kernel."""
-    from vpo_lab.course.page import write_explorer
+    from vpo_lab.course.page import take_picture, write_explorer, write_optima
 
-    print(write_explorer(_path(results), _path(experiment), _path(out)))
+    if draw_optima:
+        print(write_optima(_path(optima)))
+    page = write_explorer(_path(results), _path(experiment), _path(out), _path(code), _path(optima))
+    print(page)
+    if picture:
+        print(take_picture(page, _path(picture)))
 
 
 @app.command()

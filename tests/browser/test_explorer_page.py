@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from explorer_arithmetic import check_arithmetic
 
+from vpo_lab.course.page import take_picture
 from vpo_lab.show.explorer import SCRIPT, explorer_data, make_world, utility_weights
 from vpo_lab.weights import scalarize, set_reward, winners
 
@@ -32,20 +33,26 @@ def request_of(page) -> dict:
     return entries[int(page.locator("#request").input_value())]
 
 
+def shown_sets(page) -> list[dict]:
+    """Those that the reader compares."""
+    sets, boxes = request_of(page)["sets"], page.locator("#chosen input").all()
+    return [one for one, box in zip(sets, boxes, strict=True) if box.is_checked()]
+
+
 def weights_of(page) -> np.ndarray:
     return np.array(page.evaluate("explorer.weights"))
 
 
 def check(page) -> list[list[str]]:
     """What is shown is what Python computes for the present weights; returns the stars of each set."""
-    weights_D, sets = weights_of(page), request_of(page)["sets"]
+    weights_D, sets = weights_of(page), shown_sets(page)
     assert np.isclose(weights_D.sum(), 1, atol=1e-12) and (weights_D >= 0).all()
     shown = [float(text) for text in page.locator(".weight output").all_text_contents()]
     assert np.allclose(shown, weights_D, atol=0.0051)
     stars = []
     for card, one in zip(page.locator(".card").all(), sets, strict=True):
         rewards_MD = np.array(one["rewards"])
-        won = winners(rewards_MD, weights_D[None])[0]
+        won = winners(rewards_MD, weights_D[None])[0] & (scalarize(rewards_MD, weights_D[None])[0] > 1e-9)
         mark = "★ tie" if won.sum() > 1 else "★"
         stars.append([text.strip() for text in card.locator("tbody .star").all_text_contents()])
         assert stars[-1] == [mark if one else "" for one in won]
@@ -56,6 +63,10 @@ def check(page) -> list[list[str]]:
         pale = drawn.evaluate_all("(parts) => parts.map((part) => getComputedStyle(part).opacity < 1)")
         assert pale in ([], [not one for one in won])
     return stars
+
+
+def open_more(page) -> None:
+    page.locator("details summary", has_text="More").click()
 
 
 def press(page, name: str) -> None:
@@ -99,6 +110,7 @@ def drag(page, handle) -> float:
 
 def test_a_drag_moves_the_others_and_the_winner_and_is_drawn_within_50_ms(page):
     objectives = request_of(page)["objectives"]
+    open_more(page)
     press(page, f"only {objectives[1]}")
     before = check(page)
     # The slider of alpha draws nothing but its number: what it takes is the machine's own.
@@ -114,15 +126,19 @@ def test_a_drag_moves_the_others_and_the_winner_and_is_drawn_within_50_ms(page):
 def test_the_keyboard_is_enough(page):
     objectives = request_of(page)["objectives"]
     reached = []
-    while "draw" not in reached and len(reached) < 40:
+    while "play" not in reached and len(reached) < 40:
         page.keyboard.press("Tab")
         focus, outline = page.evaluate("""() => {
-            const focus = document.activeElement.shadowRoot.activeElement;
+            const focus = document.activeElement.shadowRoot?.activeElement ?? document.activeElement;
             return [focus.id || focus.textContent, getComputedStyle(focus).outlineStyle];
         }""")
         reached.append(focus)
         assert outline == "solid", f"focus on {focus} cannot be seen"
-    assert {"request", "w0", "l0", "w3", "l3", "all equal", f"only {objectives[1]}", "alpha", "draw"} <= set(reached)
+        if focus == "More":
+            page.keyboard.press("Enter")
+    expected = {"request", "s0", "w0", "l0", "w3", "l3", "all equal", f"only {objectives[1]}", "draw", "alpha", "play"}
+    assert expected <= set(reached)
+    press(page, "all equal")
     slider(page, objectives[1]).focus()
     page.keyboard.press("ArrowRight")
     assert np.allclose(weights_of(page), [0.74 / 3, 0.26, 0.74 / 3, 0.74 / 3])
@@ -134,6 +150,8 @@ def test_the_keyboard_is_enough(page):
 
 def test_locks_presets_and_random_users(page):
     objectives = request_of(page)["objectives"]
+    open_more(page)
+    press(page, "all equal")
     lock = page.get_by_label(f"lock {objectives[0]}")
     slider(page, objectives[0]).fill("0.4")
     lock.check()
@@ -151,7 +169,7 @@ def test_locks_presets_and_random_users(page):
     drawn = []
     for alpha in ("-1", "0", "1.5"):
         page.locator("#alpha").fill(alpha)
-        press(page, "Draw")
+        press(page, "a random user")
         check(page)
         drawn.append(weights_of(page))
     assert page.locator("#alpha-value").inner_text() == "31.62"
@@ -163,15 +181,78 @@ def test_every_request_shows_its_sets(page):
     for number in range(choices):
         page.locator("#request").select_option(str(number))
         check(page)
-        sets = request_of(page)["sets"]
+        sets = shown_sets(page)
+        assert len(sets) == 3
         assert page.locator(".card h2").all_text_contents() == [one["name"] for one in sets]
         assert page.locator(".map").count() == len(sets)
         assert page.locator(".picture svg").count() == sum(bool(one["picture"]) for one in sets)
         drawn += bool(sets[0]["picture"])
     assert choices > 8 and drawn
     slider(page, request_of(page)["objectives"][0]).fill("0.7")
-    page.locator("#request").select_option("0")  # other objectives: equal weights
-    assert np.allclose(weights_of(page), 0.25)
+    page.locator("#request").select_option("0")  # other objectives: where that world starts
+    assert weights_of(page).tolist() == [0, 1, 0, 0]
+
+
+def test_it_starts_at_only_gold_where_one_set_earns_nothing(page):
+    stars = check(page)
+    assert weights_of(page)[request_of(page)["objectives"].index("gold")] == 1
+    assert stars[1] == ["", "", ""] and "★" in stars[2]
+    assert [box.is_visible() for box in page.locator(".none").all()] == [False, True, False]
+    page.locator("#w0").fill("0.5")
+    assert not page.locator(".none").nth(1).is_visible()
+
+
+def test_a_reader_chooses_the_sets_to_compare(page):
+    control = page.locator("#s2")
+    assert not control.is_checked()
+    control.check()
+    assert page.locator(".card").count() == 4
+    check(page)
+    for box in ("#s0", "#s1", "#s2"):
+        page.locator(box).uncheck()
+    assert page.locator(".card").count() == 1 and page.locator("#s3").is_disabled()
+    assert not page.locator("#game").is_visible(), "there is nobody to lose to"
+
+
+def best_of(sets: list[dict], weights_D) -> np.ndarray:
+    return np.array([scalarize(np.array(one["rewards"]), np.array(weights_D)[None]).max() for one in sets])
+
+
+def test_the_game_covers_the_scores_counts_the_tries_and_reveals(page):
+    said = page.locator("#said")
+    page.locator("#play").click()
+    assert said.inner_text().endswith("Tries: 0.") and "covered" in page.locator("#summary").inner_text()
+    assert set(page.locator("td.total").all_text_contents()) == {"?"}
+    assert not any(page.locator("tbody .star").all_text_contents()) and not page.locator(".won").count()
+    page.locator("#check").click()  # only gold: VPO has it
+    page.locator("#check").click()  # the same weights: no other try
+    assert said.inner_text().startswith("Not here") and said.inner_text().endswith("Tries: 1.")
+    check(page)
+    press(page, "only avoid_lava")
+    assert set(page.locator("td.total").all_text_contents()) == {"?"}
+    page.locator("#check").click()
+    best = best_of(shown_sets(page), weights_of(page))
+    assert (best[:-1].max() > best[-1] + 1e-9) == said.inner_text().startswith("Found, tries: 2.")
+    check(page)
+
+
+def test_what_is_revealed_is_the_worst_case_of_every_request(page):
+    rng, found = np.random.default_rng(0), []
+    for number in range(page.locator("#request option").count()):
+        page.locator("#request").select_option(str(number))
+        page.locator("#play").click()
+        page.locator("#reveal").click()
+        sets, said = shown_sets(page), page.locator("#said").inner_text()
+        draws = np.vstack([rng.dirichlet(np.ones(len(weights_of(page))), 400), np.eye(len(weights_of(page)))])
+        gaps = [best[:-1].max() - best[-1] for best in (best_of(sets, w) for w in draws)]
+        if said.startswith("There are none"):
+            assert max(gaps) < 1e-9
+        else:
+            best = best_of(sets, weights_of(page))
+            assert best[:-1].max() - best[-1] >= max(gaps) - 1e-9 and best[:-1].max() > best[-1]
+        check(page)
+        found.append(said.startswith("There are none"))
+    assert {True, False} == set(found), "the game is always, or never, won"
 
 
 def test_the_triangle_follows_weights_corners_and_clicks(page):
@@ -183,6 +264,7 @@ def test_the_triangle_follows_weights_corners_and_clicks(page):
         said.append(triangle.get_attribute("aria-label"))
     assert float(places[1]) < float(places[0]), "the ring is not at the top"
     assert "wins" in said[0]
+    open_more(page)
     page.locator("#corners").select_option("0")  # without the only objective that has weight
     assert page.locator(".map circle").count() == 0
     press(page, "all equal")
@@ -194,6 +276,13 @@ def test_the_triangle_follows_weights_corners_and_clicks(page):
     page.get_by_label(f"lock {objectives[2]}").check()
     triangle.click(position={"x": box["width"] / 2, "y": box["height"] * 0.7})
     assert np.array_equal(weights_of(page), weights), "a locked weight moved"
+
+
+def test_a_picture_of_it_is_taken(chromium, tmp_path):
+    from PIL import Image
+
+    with Image.open(take_picture(PAGE, tmp_path / "page.png")) as picture:
+        assert picture.size == (1200, 740) and len(picture.convert("RGB").getcolors(256)) > 20
 
 
 # --- The script by itself -----------------------------------------------------------------------
@@ -232,7 +321,8 @@ def test_what_a_request_does_not_ask_is_a_dash_without_a_slider(tab):
 LOOKS = {
     "light": {"color_scheme": "light"},
     "dark": {"color_scheme": "dark"},
-    "narrow": {"color_scheme": "dark", "viewport": {"width": 380, "height": 780}},
+    "window": {"color_scheme": "light", "viewport": {"width": 1200, "height": 800}},
+    "narrow": {"color_scheme": "dark", "viewport": {"width": 375, "height": 780}},
 }
 
 
@@ -245,13 +335,18 @@ def test_light_dark_and_narrow(page, request):
     card = page.locator(".card").first
     ground, text = card.evaluate("(e) => (s => [s.backgroundColor, s.color])(getComputedStyle(e))")
     assert abs(luminance(ground) - luminance(text)) > 0.6
-    assert (luminance(ground) < 0.5) == (look != "light")
+    assert (luminance(ground) < 0.5) == (look in ("dark", "narrow"))
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
     for number in range(page.locator("#request option").count()):
         page.locator("#request").select_option(str(number))
         cut = page.locator(".scroll").evaluate_all("(all) => all.filter((e) => e.scrollWidth > e.clientWidth).length")
         assert cut == 0, f"a table of request {number} is cut off"
     page.locator("#request").select_option("0")
+    boxes = [card.bounding_box() for card in page.locator(".card").all()]
+    if look == "window":
+        assert len({box["y"] for box in boxes}) == 1, "the sets do not stand side by side"
+        assert max(box["y"] + box["height"] for box in boxes) <= 800, "a set falls below the fold"
     if look == "narrow":
+        assert len({box["x"] for box in boxes}) == 1
         page.locator("#w1").scroll_into_view_if_needed()
         assert page.locator("#summary").bounding_box()["y"] < 780, "the verdict is out of sight of the sliders"

@@ -15,7 +15,7 @@ import pytest
 
 from vpo_lab.processes import SESSION
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 150  # for all cells of one notebook
 OVERRIDES = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page
@@ -31,9 +31,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab over a folder of its own, with copies of the notebooks and this Python as kernel."""
+    """The address of a JupyterLab over a copy of the notebooks and what they show, with this Python as kernel."""
     home = tmp_path_factory.mktemp("lab")
-    shutil.copytree(NOTEBOOKS, home / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    for folder in ("course/notebooks", "course/figures", "course/docs"):
+        shutil.copytree(ROOT / Path(folder).name, home / folder, ignore=shutil.ignore_patterns(".*"))
     (home / "settings").mkdir()
     (home / "settings" / "overrides.json").write_text(json.dumps(OVERRIDES))
     folders = {
@@ -46,7 +47,7 @@ def lab(tmp_path_factory):
     options = (
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         "--ServerApp.open_browser=False", "--ServerApp.allow_root=True", "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={home / 'notebooks'}", f"--LabApp.app_settings_dir={home / 'settings'}",
+        f"--ServerApp.root_dir={home / 'course'}", f"--LabApp.app_settings_dir={home / 'settings'}",
         "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
     )  # fmt: skip
     with open(home / "server.log", "w") as log:
@@ -94,7 +95,7 @@ def run_all(page, lab: str, name: str):
     """Open a notebook, run all of its cells, and check that none failed; returns the output areas of its explorers."""
     # Badges of other hosts are pictures that this test needs no network for.
     page.context.route(lambda url: not url.startswith(lab), lambda route: route.fulfill(status=200, body=""))
-    page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")  # a new workspace: no tab of the other notebook
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")  # a new workspace: no tab of the other notebook
     page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.isReady", timeout=60_000)
     cells = [cell for cell in page.evaluate(RUN_ALL, SECONDS) if cell["cell_type"] == "code"]
     assert len(cells) > 10

@@ -67,6 +67,11 @@ def test_every_address_within_the_site_leads_somewhere(site):
                 assert unquote(url.fragment) in site[target].ids, (path, url)
 
 
+def test_the_explorer_is_live_in_the_notebooks_that_show_its_picture(site):
+    framed = {path.name for path, page in site.items() if "../explorer.html" in page.loaded}
+    assert framed == {"explore.html", "01_reward_vectors.html", "05_bestk_and_pareto.html"}
+
+
 def test_formulas_are_drawn_by_the_browser(site):
     by_name = {path.name: page for path, page in site.items() if "notebooks" in path.parts}
     assert by_name["04_vpo_training.html"].formulas > 10

@@ -46,6 +46,12 @@ def test_the_winner_is_marked_and_ties_are_called_ties():
     assert grpo.count("★ tie") == 3 and "expected utility (EUM) 0.700" in Explorer(SETS, OBJECTIVES).html
 
 
+def test_an_answer_that_earns_nothing_has_no_star_and_the_start_is_said():
+    html = Explorer({"one": (["a", "b"], np.eye(2)), "none": (["c"], np.zeros((1, 2)))}, ("x", "y"), start="y").html
+    assert "All weight on y" in html and html.count("★") == 1 and html.index("★") < html.index("<td>b</td>")
+    assert html.index("<td>a</td>") < html.index("★")
+
+
 def test_what_is_not_asked_is_a_dash_and_has_no_weight():
     ragged = np.array([[1, np.nan, 0.5], [0, np.nan, 1]])
     explorer = Explorer({"VPO": (["a", "b"], ragged)}, ("x", "y", "z"))
@@ -96,6 +102,7 @@ def test_a_task_lends_its_words_and_pictures():
         lambda: Explorer(SETS, []),
         lambda: Explorer(SETS, OBJECTIVES, ["one", "two"]),
         lambda: Explorer(SETS, OBJECTIVES, rows=[]),
+        lambda: Explorer(SETS, OBJECTIVES, start="gold"),
         lambda: Explorer({"SFT": (["one answer"], np.ones((2, 4)))}, OBJECTIVES),
         lambda: Explorer({"SFT": ([], np.ones((0, 4)))}, OBJECTIVES),
         lambda: Explorer({"SFT": (["a"], np.full((1, 4), np.nan))}, OBJECTIVES),

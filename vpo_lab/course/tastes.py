@@ -44,6 +44,33 @@ def all_answers(world: World) -> Answers:
     return Answers(world.start(), world.proxy(), world.truth(), world.hacked, world.pairs())
 
 
+def optimal_sets(name: str, price: float, requests: int = 4, seed: int = 0) -> dict[str, dict[str, dict]]:
+    """Draw one set of each optimal policy, for the first test requests of a world of `tiny`: no model is trained.
+
+    Return request -> "sft" (the start: a set of single answers) or method -> {"answers", "rewards"}, in the form of an
+    experiment's examples. A set holds as many answers as in training; GRPO's are drawn apart.
+    """
+    task, m = get_task(get_profile(name).task), get_profile(name).rl.candidates
+    world, found = _world_of(task.name), {}
+    for number, row in enumerate(task.load(None, "test")[:requests]):
+        place, asked = row["gold"].split(" ")
+        answers = Answers(world.start(asked), world.proxy(asked), world.truth(asked), world.hacked, world.pairs(asked))
+        policies = {method: Optimum(method, answers, m).policy(price) for method in METHODS}
+        rng = np.random.default_rng([seed, number])
+        chosen = {"sft": rng.choice(len(answers.start), m, p=answers.start)}
+        for method, policy in policies.items():
+            drawn = policy.members[rng.choice(len(policy.shares), m // policy.members.shape[1], p=policy.shares)]
+            chosen[method] = rng.permutation(drawn.ravel())  # all orders of a set are equally likely
+        found[row["id"]] = {
+            method: {
+                "answers": ["\n".join(world.phrases(world.choices[n], place)) for n in numbers],
+                "rewards": answers.proxy[numbers].round(4).tolist(),
+            }
+            for method, numbers in chosen.items()
+        }
+    return found
+
+
 def exact_rows(name: str, prices: Sequence[float] = CURVE) -> list[dict]:
     """Return what the optimal policies of a world are worth: a row per method, price and budget.
 

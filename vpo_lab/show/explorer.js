@@ -4,9 +4,11 @@
  * One implementation behind two doors. In a notebook `explorer.py` hands it to anywidget, which calls `render`;
  * `course/page.py` puts it into a page of its own, which calls `mount`. It needs neither kernel nor network.
  *
- * data: { worlds: [{ name, about, key (markup), objectives (D names), meanings (D texts), requests: [{ title, sets: [
- *           { name, answers (M texts), rewards (M x D, null: not asked), picture (SVG) }] }] }],
+ * data: { worlds: [{ name, about, key (markup), objectives (D names), meanings (D texts), start (the objective that has
+ *           all weight at first; "": equal weights), requests: [{ title, sets: [
+ *           { name, apart (not shown at first), answers (M texts), rewards (M x D, null: not asked), picture (SVG) }] }] }],
  *         utility_weights: { D: K x D }, palette: [colours of answers] }
+ * The last set is the one that the game is about.
  * What belongs to answer m in a picture carries data-candidate="m": it is pale unless m wins.
  */
 
@@ -110,6 +112,41 @@ export function winRegions(corners) {
   }).filter(({ share }) => share > TOLERANCE); // a line is no part
 }
 
+/** The solution of n equations, rows of n factors and a right side, by elimination; null where it is not unique. */
+function solve(rows) {
+  const n = rows.length;
+  for (let i = 0; i < n; i++) {
+    const at = rows.reduce((best, row, j) => (j > i && Math.abs(row[i]) > Math.abs(rows[best][i]) ? j : best), i);
+    if (Math.abs(rows[at][i]) < TOLERANCE) return null;
+    [rows[i], rows[at]] = [rows[at], rows[i]];
+    rows = rows.map((row, j) => (j === i ? row.map((x) => x / rows[i][i]) : row));
+    rows = rows.map((row, j) => (j === i ? row : row.map((x, k) => x - row[i] * rows[i][k])));
+  }
+  return rows.map((row) => row[n]);
+}
+
+const subsets = (items) => items.reduce((all, item) => [...all, ...all.map((one) => [...one, item])], [[]]);
+
+/**
+ * The weights on the asked objectives under which an answer is furthest above the best of others: { weights, gap }.
+ * A linear program: at one of its corners some objectives have weight, and as many of the others are level.
+ */
+export function furthestAbove(vector, others, asked) {
+  const gains = others.map((other) => vector.map((x, d) => x - other[d]));
+  const level = subsets([...gains.keys()]);
+  let best = { weights: [], gap: -Infinity };
+  for (const dims of subsets(asked)) {
+    for (const rows of level.filter((one) => one.length && one.length === dims.length)) {
+      const sum = [...dims.map(() => 1), 0, 1], found = solve([...rows.map((m) => [...dims.map((d) => gains[m][d]), -1, 0]), sum]);
+      if (!found || dims.some((_, i) => found[i] < -TOLERANCE)) continue;
+      const weights = vector.map((_, d) => (dims.includes(d) ? Math.max(found[dims.indexOf(d)], 0) : 0));
+      const gap = Math.min(...scalarize(gains, weights));
+      if (gap > best.gap + TOLERANCE) best = { weights, gap };
+    }
+  }
+  return best;
+}
+
 // --- Markup: texts are escaped, unless they are markup already ---------------------------------------------------
 
 class Markup extends String {}
@@ -119,9 +156,9 @@ const html = (parts, ...values) => new Markup(parts.reduce((text, part, i) => te
 const breakable = (name) => new Markup(escaped(name).replaceAll("_", "_<wbr>"));
 const two = (x) => x.toFixed(2), three = (x) => x.toFixed(3);
 
-/** A star for each of the largest values, which tie if there are several. */
+/** A star for each of the largest values, which tie if there are several; none where the largest is 0. */
 function stars(values) {
-  const won = largest(values), mark = won.filter(Boolean).length > 1 ? "★ tie" : "★";
+  const won = largest(values).map((one, i) => one && values[i] > TOLERANCE), mark = won.filter(Boolean).length > 1 ? "★ tie" : "★";
   return won.map((one) => (one ? mark : ""));
 }
 
@@ -131,19 +168,19 @@ function meter(text, value, mark, title) {
 }
 
 /** A set as a table; what depends on the weights is left out: stars and w·r. */
-function table({ name, answers, rewards }, objectives, color) {
+function table({ name, answers, rewards }, objectives, color, number) {
   return html`<table><caption class="hidden">Answers of ${name}: objectives and w·r; a star marks the winner</caption>
     <thead><tr><td></td>${[...objectives, "w·r"].map((head) => html`<th scope="col">${breakable(head)}</th>`)}</tr></thead>
     ${answers.map((answer, m) => html`<tbody data-candidate="${m}">
       <tr><th scope="rowgroup" rowspan="2" style="border-left-color:${color(m)}">${m + 1} <span class="star"></span></th>
       <td class="answer" colspan="${objectives.length + 1}">${answer}</td></tr>
-      <tr>${rewards[m].map((value) => html`<td class="value" style="--share:${100 * value}%">${value === null ? "–" : two(value)}</td>`)}
+      <tr>${rewards[m].map((value) => html`<td class="value" style="--share:${100 * value}%">${value === null ? "–" : number(value)}</td>`)}
       <td class="value total"></td></tr></tbody>`)}</table>`;
 }
 
 // --- The triangle -------------------------------------------------------------------------------------------------
 
-const SIDE = 190, HEIGHT = SIDE * Math.sqrt(0.75), LEFT = 45, TOP = 24;
+const SIDE = 190, HEIGHT = SIDE * Math.sqrt(0.75), LEFT = 10, TOP = 24;
 const STRIPE = 0.06; // the width of a tie's stripes, as a share of the triangle's side
 const pixels = ([, b, c]) => [LEFT + SIDE * (b + c / 2), TOP + HEIGHT * (1 - c)];
 const outline = (polygon) => polygon.map((point) => pixels(point).map((x) => x.toFixed(1)).join(",")).join(" ");
@@ -158,7 +195,8 @@ function stripes({ members, polygon }) {
 }
 
 function triangle(rewards, weights, dims, objectives, color) {
-  const regions = winRegions(cornerUtilities(rewards, weights, dims));
+  const corners = cornerUtilities(rewards, weights, dims);
+  const regions = Math.max(...corners.flat()) > TOLERANCE ? winRegions(corners) : []; // nobody wins by 0
   const tied = (members) => (members.length < 4 ? members.map((m) => m + 1).join(" = ") : `${members.length} tied`);
   const percent = (share) => `${Math.round(100 * share)}%`;
   const room = total(dims.map((d) => weights[d]));
@@ -167,38 +205,46 @@ function triangle(rewards, weights, dims, objectives, color) {
     let [x, y] = [0, 1].map((i) => total(polygon.map((point) => pixels(point)[i])) / polygon.length);
     // Below the ring, not under it.
     if (here && Math.abs(x - here[0]) < 12 + 10 * Math.min(members.length, 3) && Math.abs(y - here[1]) < 20) y = here[1] + 22;
-    return html`<text class="name" x="${x.toFixed()}" y="${y.toFixed()}">${tied(members)}<tspan x="${x.toFixed()}" dy="14">${percent(share)}</tspan></text>`;
+    return html`<text class="name" x="${x.toFixed()}" y="${y.toFixed()}">${tied(members)}<tspan x="${x.toFixed()}" dy="1em">${percent(share)}</tspan></text>`;
   });
   const ring = here ? [["none", "#fff", 5], ["#fff", "#000", 2]].map(([fill, ink, width]) =>
     html`<circle cx="${here[0].toFixed(1)}" cy="${here[1].toFixed(1)}" r="6" fill="${fill}" stroke="${ink}" stroke-width="${width}"/>`) : [];
-  const places = [[LEFT, TOP + HEIGHT + 17], [LEFT + SIDE, TOP + HEIGHT + 17], [LEFT + SIDE / 2, TOP - 9]];
+  const places = [[LEFT, TOP + HEIGHT + 19, "start"], [LEFT + SIDE, TOP + HEIGHT + 19, "end"], [LEFT + SIDE / 2, TOP - 7, "middle"]];
+  const said = regions.map(({ members, share }) => `${tied(members)} wins ${percent(share)}`).join(", ") || "nobody, all earn 0";
   return html`<svg class="map" viewBox="0 0 ${SIDE + 2 * LEFT} ${Math.round(HEIGHT) + TOP + 24}" role="img"
-      aria-label="Who wins where: ${regions.map(({ members, share }) => `${tied(members)} wins ${percent(share)}`).join(", ")}">
+      aria-label="Who wins where: ${said}">
     <polygon points="${outline(CORNERS)}" fill="#fff"/>
+    ${regions.length ? "" : html`<text class="name" x="${LEFT + SIDE / 2}" y="${TOP + 0.7 * HEIGHT}">all earn 0</text>`}
     ${regions.flatMap(stripes).map(([m, part]) => html`<polygon points="${outline(part)}" fill="${color(m)}" fill-opacity=".7"/>`)}
     <polygon class="edge" points="${outline(CORNERS)}"/>${names}${ring}
-    ${dims.map((d, i) => html`<text class="corner" x="${places[i][0]}" y="${places[i][1].toFixed()}">${objectives[d]}</text>`)}</svg>`;
+    ${dims.map((d, i) => html`<text class="corner" x="${places[i][0]}" y="${places[i][1].toFixed()}" text-anchor="${places[i][2]}">${objectives[d]}</text>`)}</svg>`;
 }
 
 // --- What a reader sees and turns ---------------------------------------------------------------------------------
 
 const BODY = `<div class="explorer"><div class="columns">
-<section class="panel" aria-label="Controls">
+<section class="panel controls" aria-label="Controls">
 <fieldset id="requests"><legend><label for="request">Request</label></legend><select id="request"></select></fieldset>
-<fieldset><legend>What counts? The weights</legend><div id="weights"></div>
+<fieldset id="choice"><legend>Sets to compare</legend><div class="buttons" id="chosen"></div></fieldset>
+<fieldset class="all"><legend>What counts?</legend><div id="weights"></div>
 <p class="quiet">When you move one weight, the others make room. A locked weight stays.</p></fieldset>
-<fieldset><legend>Simple users</legend><div class="buttons" id="presets"></div></fieldset>
-<fieldset><legend>A random user: w ~ Dirichlet(α)</legend>
-<label class="quiet" for="alpha">α = 1: all kinds of users are equally likely. Below 1: extreme users. Above 1: users who want a bit of everything.</label>
-<div class="buttons"><input id="alpha" type="range" min="-1" max="1.5" step="0.1" value="0"><output id="alpha-value" for="alpha"></output>
-<button id="draw" class="primary" type="button">Draw</button></div></fieldset>
+<fieldset class="all"><legend>Users</legend><div class="buttons"><span id="presets" class="buttons"></span>
+<button id="draw" class="primary" type="button">a random user</button></div></fieldset>
+<details class="all"><summary>More</summary>
+<fieldset><legend><label for="alpha">Random users: w ~ Dirichlet(α)</label></legend>
+<div class="buttons"><input id="alpha" type="range" min="-1" max="1.5" step="0.1" value="0" aria-describedby="about-alpha"><output id="alpha-value" for="alpha"></output></div>
+<p class="quiet" id="about-alpha">α = 1: all kinds of users are equally likely. Below 1: extreme users. Above 1: users who want a bit of everything.</p></fieldset>
 <fieldset id="triangles"><legend><label for="corners">Corners of the triangle</label></legend><select id="corners"></select>
 <p class="quiet">At a corner, one objective takes all the weight that these three share. The others keep theirs.
-Click a point to go there.</p></fieldset>
+Click a point to go there.</p></fieldset></details>
 </section>
 <div class="right">
-<section class="panel request" aria-label="The request"><p id="title"></p><p id="about" class="quiet"></p><p id="key" class="quiet"></p></section>
-<p id="summary" class="verdict" aria-live="polite"></p><div id="sets"></div>
+<section class="request" aria-label="The request"><p id="title"></p><p id="about" class="quiet"></p><p id="key" class="quiet"></p></section>
+<div class="verdict"><p id="summary" aria-live="polite"></p>
+<section id="game" aria-label="A game"><p id="said" aria-live="polite"></p><div class="buttons">
+<button id="play" type="button"></button><button id="check" class="primary" type="button">Check these weights</button>
+<button id="reveal" type="button">Reveal</button><button id="stop" type="button">Stop</button></div></section></div>
+<div id="sets"></div>
 </div></div></div>`;
 
 /** Show the explorer in an element; `changed(weights)` hears of every move. Returns { turn(weights), weights }. */
@@ -212,34 +258,53 @@ export function mount(el, data, changed = () => {}) {
   const color = (m) => data.palette[m % data.palette.length];
   const random = generator(1); // the same users in the same order at every visit
   const locked = new Set();
-  let entry, asked, weights, worth, triples, dims;
+  let entry, asked, sets, weights, worth, triples, dims;
+  const away = new Map(); // sets that the reader took away or put back, by name
+  const game = { on: false, covered: false, tries: 0, said: "" };
 
   const equal = () => restrict(entry.objectives.map(() => 1), asked);
+  const only = (d) => entry.objectives.map((_, i) => Number(i === d));
+  const isAway = ({ name, apart }) => away.get(name) ?? apart;
 
   function select(at) {
-    const before = JSON.stringify([entry?.objectives, asked]);
+    const before = JSON.stringify([entry?.objectives, entry?.start, asked]);
     entry = entries[at];
     asked = [...entry.objectives.keys()].filter((d) => entry.sets.some(({ rewards }) => rewards.some((row) => row[d] !== null)));
-    const weightings = data.utility_weights[entry.objectives.length].map((w) => restrict(w, asked));
-    worth = entry.sets.map(({ rewards }) => setReward(rewards, weightings));
-    if (JSON.stringify([entry.objectives, asked]) !== before) enter();
+    if (JSON.stringify([entry.objectives, entry.start, asked]) !== before) enter();
     $("title").textContent = entry.title;
     $("about").textContent = entry.about;
     fill("key", entry.key);
-    fill("sets", html`${entry.sets.map((set, i) => html`<section class="card" aria-labelledby="name${i}"><h2 id="name${i}">${set.name}</h2>
-      <div id="meters${i}"></div><div class="scroll">${table(set, entry.objectives, color)}</div><div class="pictures">
-      <div class="picture" role="img" aria-label="The answers of ${set.name}">${new Markup(set.picture)}</div><div id="map${i}"></div></div></section>`)}`);
+    $("choice").hidden = !entry.sets.some(({ apart }) => apart);
+    fill("chosen", html`${entry.sets.map((set, i) => html`<label><input type="checkbox" id="s${i}" data-set="${i}"${isAway(set) ? "" : " checked"}> ${set.name}</label>`)}`);
+    choose();
+  }
+
+  /** Show the sets that the reader wants to compare. */
+  function choose() {
+    sets = entry.sets.filter((set) => !isAway(set));
+    entry.sets.forEach((set, i) => { $(`s${i}`).disabled = sets.length < 2 && !isAway(set); });
+    const weightings = data.utility_weights[entry.objectives.length].map((w) => restrict(w, asked));
+    worth = sets.map(({ rewards }) => setReward(rewards, weightings));
+    // Tests that are passed or not are 1 or 0; objectives in between have two digits.
+    const whole = entry.sets.every(({ rewards }) => rewards.flat().every((x) => Number.isInteger(x ?? 0))), number = whole ? String : two;
+    fill("sets", html`${sets.map((set, i) => html`<section class="card" aria-labelledby="name${i}"><div class="head"><h2 id="name${i}">${set.name}</h2>
+      <span class="none" hidden>earns nothing</span></div>
+      <div id="meters${i}"></div><div class="pictures">
+      <div class="picture" role="img" aria-label="The answers of ${set.name}">${new Markup(set.picture)}</div><div class="where" id="map${i}"></div></div>
+      <div class="scroll">${table(set, entry.objectives, color, number)}</div></section>`)}`);
+    Object.assign(game, { on: false, covered: false, said: "" });
     redraw();
   }
 
   /** Other objectives, so other sliders. */
   function enter() {
     locked.clear();
-    weights = equal();
+    const start = asked.find((d) => entry.objectives[d] === entry.start);
+    weights = start === undefined ? equal() : only(start);
     triples = asked.flatMap((a, i) => asked.slice(i + 1).flatMap((b, j) => asked.slice(i + j + 2).map((c) => [a, b, c])));
     dims = triples.at(-1); // the last ones: the first objective is mostly fulfilled
     const names = entry.objectives;
-    fill("weights", html`${asked.map((d) => html`<div class="weight"><label for="w${d}">${names[d]}</label><output id="v${d}" for="w${d}"></output>
+    fill("weights", html`${asked.map((d) => html`<div class="weight"><label for="w${d}" title="${entry.meanings[d]}">${names[d]}</label><output id="v${d}" for="w${d}"></output>
       <label class="lock"><input type="checkbox" id="l${d}" data-lock="${d}" aria-label="lock ${names[d]}"> lock</label>
       <input type="range" id="w${d}" data-weight="${d}" min="0" max="1" step="0.01" aria-describedby="m${d}">
       <span id="m${d}" class="quiet">${entry.meanings[d]}</span></div>`)}`);
@@ -265,27 +330,88 @@ export function mount(el, data, changed = () => {}) {
       $(`l${d}`).checked = locked.has(d);
       $(`v${d}`).textContent = value;
     }
-    const { sets, objectives } = entry;
-    const best = sets.map(({ rewards }) => Math.max(...scalarize(rewards, weights)));
-    const marks = [stars(best), stars(worth)];
-    const leaders = (values, stars) => `${sets.filter((_, i) => stars[i]).map(({ name }) => name).join(" = ")}, ${three(Math.max(...values))}`;
-    $("summary").textContent = `Best set for these weights: ${leaders(best, marks[0])}. Best over all weights (EUM): ${leaders(worth, marks[1])}.`;
+    const { objectives } = entry, best = bests();
+    const marks = [game.covered ? best.map(() => "") : stars(best), stars(worth)];
+    const leaders = (values, stars) => `${sets.filter((_, i) => stars[i]).map(({ name }) => name).join(" = ")} (${three(Math.max(...values))})`;
+    const leading = marks[0].some(Boolean) ? `Best set for these weights: ${leaders(best, marks[0])}.` : "No answer here earns anything under these weights.";
+    $("summary").textContent = game.covered ? "The scores are covered. Read the answers, turn the weights, then check."
+      : `${leading}${worth.some((x) => x > TOLERANCE) ? ` Best over all weights (EUM): ${leaders(worth, marks[1])}.` : ""}`;
+    $("sets").classList.toggle("covered", game.covered);
     sets.forEach(({ rewards }, i) => {
-      const scores = scalarize(rewards, weights), won = stars(scores), card = $("sets").children[i];
+      const scores = scalarize(rewards, weights), card = $("sets").children[i];
+      const won = game.covered ? scores.map(() => "") : stars(scores);
       fill(`meters${i}`, html`${meter("best w·r now", best[i], marks[0][i], "the best answer for the present weights; the star marks the best set")}
-        ${meter("EUM, all weights", worth[i], marks[1][i], "the best w·r, averaged over all weights")}`);
+        ${meter("EUM", worth[i], marks[1][i], "the best w·r, averaged over all weights")}`);
+      card.querySelector(".none").hidden = game.covered || best[i] > TOLERANCE;
       for (const part of card.querySelectorAll("[data-candidate]")) part.classList.toggle("won", won[part.dataset.candidate] !== "");
       card.querySelectorAll("tbody .star").forEach((star, m) => { star.textContent = won[m]; });
       card.querySelectorAll(".total").forEach((cell, m) => {
-        cell.textContent = two(scores[m]);
-        cell.style.setProperty("--share", `${100 * scores[m]}%`);
+        cell.textContent = game.covered ? "?" : two(scores[m]);
+        cell.style.setProperty("--share", `${game.covered ? 0 : 100 * scores[m]}%`);
       });
       if (dims) fill(`map${i}`, triangle(rewards, weights, dims, objectives, color));
     });
+    showGame();
+  }
+
+  const bests = () => sets.map(({ rewards }) => Math.max(...scalarize(rewards, weights)));
+
+  // --- The game: find the weights under which the last set loses -------------------------------------------------
+
+  /** The name of the last set, its best w.r now and that of the best other set: [name, w.r, name, w.r]. */
+  function standing() {
+    const best = bests(), own = best.pop(), rival = best.indexOf(Math.max(...best));
+    return [sets.at(-1).name, own, sets[rival].name, best[rival]];
+  }
+
+  function showGame() {
+    $("game").hidden = sets.length < 2 || sets.at(-1) !== entry.sets.at(-1);
+    const { name } = entry.sets.at(-1), tries = game.on ? ` Tries: ${game.tries}.` : "";
+    $("said").textContent = `${game.said || (game.on ? `Find weights under which ${name} loses.` : "")}${tries}`.trim();
+    $("play").textContent = `${game.said ? "Play again" : "Play"}: find the weights under which ${name} loses`;
+    for (const id of ["check", "reveal", "stop"]) $(id).hidden = !game.on;
+    $("play").hidden = game.on;
+  }
+
+  function play() {
+    Object.assign(game, { on: true, covered: true, tries: 0, said: "" });
+    redraw();
+    $("check").focus();
+  }
+
+  function end(said = "") {
+    Object.assign(game, { on: false, covered: false, said });
+    redraw();
+    $("play").focus();
+  }
+
+  function check() {
+    const [name, own, rival, best] = standing();
+    if (game.covered) game.tries += 1; // the same weights twice are one try
+    if (best > own + TOLERANCE) return end(`Found, tries: ${game.tries}. Here ${rival} has ${three(best)}, ${name} ${three(own)}.`);
+    game.covered = false;
+    game.said = `Not here: ${name} has ${three(own)}, ${rival} ${three(best)}.`;
+    redraw();
+  }
+
+  function reveal() {
+    const own = sets.at(-1).rewards, rivals = sets.slice(0, -1).flatMap(({ rewards }) => rewards);
+    const best = rivals.map((vector) => furthestAbove(vector, own, asked)).reduce((a, b) => (b.gap > a.gap + TOLERANCE ? b : a));
+    const { name } = sets.at(-1), tries = `Your tries: ${game.tries}.`;
+    if (best.gap <= TOLERANCE) return end(`There are none: ${name} has a best answer for every user. ${tries}`);
+    const users = data.utility_weights[entry.objectives.length].map((w) => restrict(w, asked));
+    const top = (rewards, w) => Math.max(...scalarize(rewards, w));
+    const lost = users.filter((w) => top(rivals, w) > top(own, w) + TOLERANCE).length;
+    locked.clear();
+    turn(best.weights);
+    const [, mine, rival, other] = standing();
+    end(`Here ${name} loses by most: ${rival} has ${three(other)}, ${name} ${three(mine)}. It loses for ${lost} of ${users.length} random users. ${tries}`);
   }
 
   function turn(to) {
     weights = to;
+    if (game.on) Object.assign(game, { covered: true, said: "" });
+    else game.said = "";
     redraw();
     changed(weights);
   }
@@ -300,13 +426,16 @@ export function mount(el, data, changed = () => {}) {
   }
 
   root.addEventListener("input", ({ target }) => {
-    const { weight, lock } = target.dataset;
+    const { weight, lock, set } = target.dataset;
     if (weight) {
       const held = [...weights.keys()].filter((d) => locked.has(d) || !asked.includes(d));
       turn(rebalance(weights, Number(weight), Number(target.value), held));
     } else if (lock) {
       locked[target.checked ? "add" : "delete"](Number(lock));
       redraw();
+    } else if (set) {
+      away.set(entry.sets[set].name, !target.checked);
+      choose();
     } else if (target.id === "request") {
       select(Number(target.value));
       changed(weights);
@@ -318,9 +447,11 @@ export function mount(el, data, changed = () => {}) {
   root.addEventListener("click", (event) => {
     const { preset } = event.target.dataset, map = event.target.closest(".map");
     if (map) return goTo(map, event);
+    const button = { play, check, reveal, stop: () => end() }[event.target.id];
+    if (button) return button();
     if (!preset && event.target.id !== "draw") return;
     locked.clear();
-    turn(preset === "all" ? equal() : preset ? weights.map((_, d) => Number(d === Number(preset)))
+    turn(preset === "all" ? equal() : preset ? only(Number(preset))
       : restrict(dirichlet(weights.length, alpha(), random), asked));
   });
   const alpha = () => 10 ** $("alpha").value;
@@ -362,25 +493,26 @@ const STYLE = `
 .explorer { container-type: inline-size; color: var(--text); font: 1rem/1.45 system-ui, sans-serif; }
 h2 { font-size: 1.05rem; margin: 0; }
 p { margin: .4rem 0; max-width: 75em; }
-p:empty, .picture:empty, [hidden] { display: none; }
+p:empty, .picture:empty, [hidden] { display: none !important; }
 .quiet { color: var(--quiet); font-size: .87rem; }
-.columns { display: grid; grid-template-columns: 15.5rem minmax(0, 1fr); gap: 1rem; align-items: start; }
-.panel, .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem; }
-#sets { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 1rem; }
-.right { display: grid; gap: 1rem; }
-.verdict { margin: 0; max-width: none; padding: .55rem .9rem; background: var(--won); border: 1px solid var(--line); border-radius: .6rem; }
-@container (max-width: 46rem) {
-  .columns { grid-template-columns: minmax(0, 1fr); }
-  /* One column: what the sliders do stays in sight at the lower edge. */
-  .right { display: contents; }
-  .verdict { order: 1; position: sticky; bottom: 0; }
-}
-fieldset { border: 0; margin: 0 0 .8rem; padding: 0; min-width: 0; }
+.columns { display: grid; grid-template-columns: 15.5rem minmax(0, 1fr); gap: .8rem; align-items: start; }
+.panel, .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .8rem; }
+#sets { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .8rem; }
+.right { display: grid; gap: .8rem; }
+.request p { margin: 0 0 .15rem; }
+.verdict { padding: .5rem .8rem; background: var(--won); border: 1px solid var(--line); border-radius: .6rem; }
+.verdict p { margin: 0 0 .3rem; max-width: none; }
+#game { display: flex; flex-wrap: wrap; gap: .3rem .8rem; align-items: center; }
+#game p { margin: 0; }
+#chosen label { white-space: nowrap; }
+#presets { display: contents; }
+summary { cursor: pointer; color: var(--accent); margin-bottom: .3rem; }
+fieldset { border: 0; margin: 0 0 .7rem; padding: 0; min-width: 0; }
 legend { font-weight: 600; padding: 0; margin-bottom: .3rem; }
 .weight { display: grid; grid-template-columns: 1fr auto auto; gap: 0 .7rem; align-items: center; margin-bottom: .35rem; }
 .weight input[type=range] { grid-column: 1 / -1; width: 100%; margin: .1rem 0; }
 .weight label:first-child { font-weight: 600; }
-.weight .quiet { grid-column: 1 / -1; }
+.weight .quiet { grid-column: 1 / -1; line-height: 1.25; }
 .weight .lock { font-size: .87rem; white-space: nowrap; }
 output { font-variant-numeric: tabular-nums; min-width: 2.4em; text-align: right; display: inline-block; }
 input { accent-color: var(--accent); }
@@ -395,12 +527,14 @@ button:hover { border-color: var(--accent); }
 .buttons button { font-size: .87rem; }
 .primary { background: var(--accent); color: var(--on-accent); border-color: var(--accent); }
 #title { font-weight: 600; }
-.meter { display: grid; grid-template-columns: 7.4rem 1fr auto; gap: .4rem; align-items: center; font-size: .87rem; }
+.head { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 0 .6rem; }
+.none { color: var(--quiet); font-size: .87rem; font-style: italic; }
+.meter { display: grid; grid-template-columns: 6.1rem minmax(1rem, 1fr) auto; gap: .4rem; align-items: center; font-size: .87rem; }
 .track { height: .7rem; background: var(--page); border: 1px solid var(--line); border-radius: .35rem; overflow: hidden; }
 .track i { display: block; height: 100%; background: var(--accent); }
-.meter b { min-width: 5.6em; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.meter b { min-width: 5.3em; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .83rem; margin: .6rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .83rem; margin: .5rem 0 0; }
 th, td { padding: .16rem .13rem; text-align: right; font-variant-numeric: tabular-nums; }
 thead th { font-weight: 500; color: var(--quiet); vertical-align: bottom; line-height: 1.15; font-size: .68rem; }
 tbody { border-top: 1px solid var(--line); }
@@ -411,13 +545,44 @@ tbody th { text-align: left; width: 2.2em; padding-left: .25rem; border-left: .5
 tbody.won { background: var(--won); }
 .won .answer, .won .total { font-weight: 700; }
 .star { color: var(--accent); }
-.pictures { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-end; justify-content: center; }
-.pictures svg { display: block; }
-.picture { width: 9rem; }
-.map { width: 15rem; cursor: crosshair; font: 13px system-ui, sans-serif; text-anchor: middle; }
+.covered .meter:first-child { visibility: hidden; }
+.pictures { display: flex; gap: .6rem; align-items: flex-end; justify-content: center; margin-top: .5rem; }
+.pictures svg { display: block; width: 100%; height: auto; }
+.picture { flex: 5 1 0; max-width: 9rem; align-self: center; }
+.where { flex: 7 1 0; max-width: 11rem; }
+.map { cursor: crosshair; font: 16px system-ui, sans-serif; }
+.card { container: card / inline-size; }
+@container card (max-width: 15.5rem) {
+  .meter { grid-template-columns: 1fr auto; }
+  .track { display: none; }
+  .picture:not(:empty) + .where .map { font-size: 19px; }
+  table { font-size: .72rem; }
+  thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
+  th, td { padding-inline: .05rem; }
+}
 .edge { fill: none; stroke: var(--quiet); }
 .corner { fill: currentColor; }
-.name { font-weight: 700; fill: #111; paint-order: stroke; stroke: #fff; stroke-width: 3px; stroke-linejoin: round; pointer-events: none; }
+.name { text-anchor: middle; font-weight: 700; fill: #111; paint-order: stroke; stroke: #fff; stroke-width: 3px; stroke-linejoin: round; pointer-events: none; }
 .name tspan { font-weight: 400; }
 #key svg { width: 1.1em; height: 1.1em; vertical-align: -.2em; }
+@container (max-width: 62rem) { /* a notebook, a page of the site: the controls above, the sets side by side below */
+  .columns { grid-template-columns: minmax(0, 1fr); }
+  .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .2rem 1.2rem; }
+  .controls .all { grid-column: 1 / -1; }
+  #choice { grid-column: 2 / -1; }
+  #weights { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14.5rem, 100%), 1fr)); gap: 0 1.2rem; }
+}
+@container (40rem < width <= 62rem) { /* a weight is one line; what it means is said when one points at it */
+  .weight { grid-template-columns: minmax(6.6rem, auto) 1fr auto auto; }
+  .weight input[type=range] { grid-column: 2; grid-row: 1; }
+  .weight .quiet, .controls .all > .quiet { position: absolute; clip-path: inset(50%); }
+  .controls fieldset { margin-bottom: .4rem; }
+  .verdict { font-size: .92rem; }
+}
+@container (max-width: 40rem) { /* a phone: one column, and what the sliders do stays in sight at the lower edge */
+  .right { display: contents; }
+  #choice { grid-column: auto; }
+  #sets { grid-template-columns: minmax(0, 1fr); }
+  .verdict { order: 1; position: sticky; bottom: 0; font-size: .87rem; z-index: 1; }
+}
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }`;

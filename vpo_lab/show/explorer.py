@@ -7,7 +7,7 @@ through anywidget. Where no script runs (GitHub, papermill, nbconvert) a table i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property, lru_cache
 from html import escape
 from pathlib import Path
@@ -53,10 +53,17 @@ def make_world(
     titles: Sequence[str] | None = None,
     task: Any = None,
     rows: Sequence[Mapping[str, Any]] | None = None,
+    start: str = "",
+    apart: Container[str] = (),
 ) -> dict:
-    """Return requests with the same objectives in the form of `explorer.js`; arguments and errors: see `Explorer`."""
+    """Return requests with the same objectives in the form of `explorer.js`; arguments and errors: see `Explorer`.
+
+    Sets with a name in `apart` are not shown before a reader asks for them.
+    """
     if not requests or not objectives:
         raise LabError("nothing to explore: at least one request and one objective are needed")
+    if start and start not in objectives:
+        raise LabError(f"start = {start!r} is no objective: choose one of {', '.join(objectives)}, or leave it out")
     for what, given in (("titles", titles), ("rows", rows)):
         if given is not None and len(given) != len(requests):
             raise LabError(f"{len(given)} {what} for {len(requests)} requests: give one each")
@@ -74,7 +81,8 @@ def make_world(
             made.append(
                 {
                     "name": one_line(name),
-                    "answers": [one_line(getattr(task, "short", str)(answer)) for answer in answers],
+                    "apart": name in apart,
+                    "answers": [one_line(getattr(task, "short", str)(answer), 240) for answer in answers],
                     "rewards": np.where(np.isnan(rewards_MD), None, rewards_MD).tolist(),
                     "picture": task.picture(rows[number]["gold"], answers) if drawn else "",
                 }
@@ -87,6 +95,7 @@ def make_world(
         "about": getattr(task, "about", ""),
         "key": task.picture_key if drawn and hasattr(task, "picture_key") else "",
         "objectives": list(objectives),
+        "start": start,
         "meanings": [getattr(task, "meanings", {}).get(objective, "") for objective in objectives],
         "requests": shown,
     }
@@ -99,7 +108,9 @@ class Explorer:
     not ask for an objective), or that dict itself; objectives: D names; titles: a line for each request.
     task: an object that may offer `short(answer)` and `title(row)`, one line each; `meanings`, objective -> a few
     words; `about`; `picture(gold, answers)`, an SVG in which what belongs to answer m carries data-candidate="m";
-    `picture_key`, markup. rows: the task's rows of these requests. Raises LabError if shapes or lengths do not fit.
+    `picture_key`, markup. rows: the task's rows of these requests. start: the objective that has all weight at first,
+    "": equal weights. The game is to find weights under which the last set loses. Raises LabError if shapes, lengths or
+    names do not fit.
 
         Explorer(sample_sets(pools, 0), task.objectives, task=task)
     """
@@ -111,9 +122,10 @@ class Explorer:
         titles: Sequence[str] | None = None,
         task: Any = None,
         rows: Sequence[Mapping[str, Any]] | None = None,
+        start: str = "",
     ):
         requests = [requests] if isinstance(requests, Mapping) else list(requests)
-        self.data = explorer_data([make_world(requests, objectives, titles, task, rows)])
+        self.data = explorer_data([make_world(requests, objectives, titles, task, rows, start)])
 
     @cached_property
     def widget(self) -> Any:
@@ -122,11 +134,13 @@ class Explorer:
 
     @property
     def html(self) -> str:
-        """Return the first request under equal weights, as tables."""
+        """Return the first request under the weights of the start, as tables."""
         world = self.data["worlds"][0]
-        request = world["requests"][0]
-        tables = "".join(_table(one, world["objectives"]) for one in request["sets"])
-        return f'<div class="vpo-sets"><p><b>{escape(request["title"])}</b></p><p>All weights equal:</p>{tables}</div>'
+        request, names, start = world["requests"][0], world["objectives"], world["start"]
+        weights_D = np.array([name == start for name in names]) if start else np.full(len(names), 1 / len(names))
+        tables = "".join(_table(one, names, weights_D[None].astype(float)) for one in request["sets"])
+        said = f"All weight on {escape(start)}:" if start else "All weights equal:"
+        return f'<div class="vpo-sets"><p><b>{escape(request["title"])}</b></p><p>{said}</p>{tables}</div>'
 
     def show(self) -> None:
         """Display the explorer."""
@@ -155,11 +169,11 @@ def _widget_class() -> type:
     return View
 
 
-def _table(one: dict, objectives: Sequence[str]) -> str:
-    """Return a set as a table: the star, the answer, its rewards and w.r for equal weights."""
+def _table(one: dict, objectives: Sequence[str], weights_1D: np.ndarray) -> str:
+    """Return a set as a table: the star, the answer, its rewards and w.r; no star for an answer that earns 0."""
     rewards_MD = np.array(one["rewards"], dtype=float)
-    equal_1D = np.full((1, len(objectives)), 1 / len(objectives))
-    utility_M, won_M = scalarize(rewards_MD, equal_1D)[0], winners(rewards_MD, equal_1D)[0]
+    utility_M = scalarize(rewards_MD, weights_1D)[0]
+    won_M = winners(rewards_MD, weights_1D)[0] & (utility_M > 1e-9)
     mark = "★ tie" if won_M.sum() > 1 else "★"
     rows = [["", one["name"], *objectives, "w·r"]]
     for answer, vector, utility, won in zip(one["answers"], rewards_MD, utility_M, won_M, strict=True):

@@ -214,6 +214,9 @@ def wanted_lines(wish: Iterable[int]) -> dict[str, str]:
     return {field: LINES[field][variant] for field, variant in zip(FIELDS, wish, strict=True)}
 
 
+MEANINGS = {f"test_{i + 1}": f"the {field} is right" for i, field in enumerate(FIELDS)}
+
+
 # --- The tasks --------------------------------------------------------------------------------
 
 
@@ -223,6 +226,7 @@ class TinyCode:
     name = "tiny_code"
     objectives = tuple(f"test_{i + 1}" for i in range(len(FIELDS)))
     about = "A request wants six steps, an answer may hold three. Each objective is a hidden test."
+    meanings = MEANINGS
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
         """Return which tests each patched program passes: (n, 6). A patch that cannot be read earns nothing."""
@@ -275,6 +279,16 @@ class TinyCode:
     def ceiling(self, k: int) -> dict[str, float]:
         """Return the highest expected best@k and pass@k: half of the tests, and none of the requests, for every k."""
         return {"best": 0.5, "pass": 0.0}
+
+    # What `show.Explorer` asks for.
+
+    def title(self, row: dict) -> str:
+        """Return the request."""
+        return row["request"]
+
+    def short(self, answer: str) -> str:
+        """Return a patch in one line."""
+        return "; ".join(line.strip() for line in answer.strip().splitlines() if line.strip())
 
     # What a search needs (`vpo_lab.search.loop`), and what tells whether it can succeed (`search.closure`).
 

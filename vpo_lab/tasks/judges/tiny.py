@@ -43,7 +43,13 @@ WORLD_SEED = 20261126
 ROWS = {"test": 100, "train": 2048}
 ASKED, MORE, HABIT = 0.75, 0.4, 0.3
 BONUS, PENALTY, FLAWED = 0.4, 0.5, 0.02
-PEOPLE = ("in_a_hurry", "curious", "formal", "cheerful")
+MEANINGS = {  # in short; _LIKES says it exactly
+    "in_a_hurry": "what was asked, nothing else",
+    "curious": "all there is to know",
+    "formal": "formal words, no joke",
+    "cheerful": "warm words and a joke",
+}
+PEOPLE = tuple(MEANINGS)
 
 # A phrase begins with its only capital letter and has no digits: so it is one token of a tiny tokenizer.
 OPENINGS = ("Here is the answer.", "How lovely that you ask.", "Dear visitor, we thank you for your letter.")
@@ -260,6 +266,7 @@ class TinyJudges:
     world = World()
     objectives = PEOPLE
     about = "A letter asks one thing. Four people with different tastes judge the answer; each is an objective."
+    meanings = MEANINGS
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
         """Return what the judges score n answers, which is trained: (n, 4). Another text than an answer earns 0."""
@@ -307,6 +314,10 @@ class TinyJudges:
                 chosen.append(rng.choice(len(row_W), p=row_W / row_W.sum()))
             columns.append(chosen)
         return ["\n".join(self.world.phrases(choices, place)) for choices in zip(*columns, strict=True)]
+
+    def title(self, row: dict) -> str:
+        """Return the letter."""
+        return row["prompt"][0]["content"]
 
     def short(self, answer: str) -> str:
         """Return an answer in one line."""

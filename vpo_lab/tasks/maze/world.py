@@ -354,6 +354,10 @@ class MazeTask:
         """Return the Pareto-optimal reward vectors of a maze: (P, 4)."""
         return front(gold)
 
+    def title(self, row: dict) -> str:
+        """Return the number of a maze in its split, from 1."""
+        return f"Maze {int(row['id'].rpartition('-')[2]) + 1}"
+
     def picture(self, gold: str, answers: Sequence[str]) -> str:
         """Return a maze with the walks of M answers, as SVG."""
         from vpo_lab.tasks.maze.draw import maze_picture
