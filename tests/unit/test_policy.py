@@ -149,7 +149,11 @@ def unsloth(gpu, monkeypatch):
         def from_pretrained(**arguments):
             loads.append(arguments)
             tokenizer = train_tokenizer(["a b c"])
-            return small_model(tokenizer), tokenizer
+            model = small_model(tokenizer)
+            window = SimpleNamespace(max_model_len=arguments["max_seq_length"])
+            config = SimpleNamespace(model_config=window)
+            model.vllm_engine = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))
+            return model, tokenizer
 
         @staticmethod
         def get_peft_model(model, r, lora_alpha, lora_dropout, bias, target_modules, **_):
