@@ -20,21 +20,24 @@ from vpo_lab.chains import join_chain, split_chain
 from vpo_lab.errors import LabError
 from vpo_lab.tasks import get_task
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 pytest.importorskip("verl", reason="verl is not installed here: make verl has an environment for it")
 
 import pandas as pd
+import ray
 import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
+from torchdata.stateful_dataloader import StatefulDataLoader
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
-from verl.experimental.reward_loop import migrate_legacy_reward_impl
+from verl.experimental.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import ray_trainer
 from verl.trainer.ppo.reward import load_reward_manager
 from verl.trainer.ppo.v1 import trainer_base
 from verl.utils.config import validate_config
-from verl.utils.dataset.rl_dataset import get_dataset_class
+from verl.utils.dataset.rl_dataset import collate_fn, get_dataset_class
 from verl.utils.tensordict_utils import get_tensordict
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +113,14 @@ def test_the_request_counts_in_the_length_of_a_prompt(tmp_path, tokenizer, worke
     assert len(get_dataset_class(config)(write_rows(tmp_path, questions()), tokenizer, config)) == 1
 
 
+def test_rows_travel_as_the_default_trainer_sends_them(tmp_path, tokenizer):
+    config = data_config(tmp_path)
+    rows = get_dataset_class(config)(write_rows(tmp_path, questions()), tokenizer, config)
+    (batch,) = StatefulDataLoader(rows, batch_size=3, num_workers=2, collate_fn=collate_fn)
+    sent = get_tensordict(batch)
+    assert [sent[b]["extra_info"] for b in range(3)] == [row["extra_info"] for row in rows]
+
+
 def test_the_class_can_be_pickled():
     from vpo_lab.train import verl
 
@@ -144,12 +155,17 @@ def batch_of(texts: list[str], rows: list[dict], tokenizer) -> DataProto:
     return DataProto(batch=TensorDict(tensors, batch_size=len(ids)), non_tensor_batch=arrays)
 
 
+def reward_config(path: str) -> dict:
+    custom = {"path": path, "name": "compute_score", "reward_kwargs": {}}
+    return {
+        "custom_reward_function": custom,
+        "reward_manager": {"source": "register", "name": "naive", "module": None},
+    }
+
+
 def scored(data: DataProto, tokenizer, path: str) -> list[dict]:
     """What verl's reward manager returns of every rollout, as its reward loop asks for it."""
-    reward = {"path": path, "name": "compute_score", "reward_kwargs": {}}
-    manager = {"source": "register", "name": "naive", "module": None}
-    config = OmegaConf.create({"reward": {"custom_reward_function": reward, "reward_manager": manager}})
-    manager = load_reward_manager(config, tokenizer)
+    manager = load_reward_manager(OmegaConf.create({"reward": reward_config(path)}), tokenizer)
 
     async def everything():
         manager.loop = asyncio.get_running_loop()
@@ -248,6 +264,25 @@ def test_the_advantages_are_those_of_vpo(tokenizer, monkeypatch):
     for result, present in zip(results, present_BM, strict=True):
         assert result["reward_extra_info"]["answers"] == present.sum()
         assert {"best_correct", "best_brief"} <= set(result["reward_extra_info"])
+
+
+def test_a_reward_worker_of_verl_in_a_process_of_its_own(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    model = {"tokenizer_path": str(tmp_path), "path": str(tmp_path)}
+    reward = {**reward_config(str(EXAMPLE / "my_rewards.py")), "reward_model": {"enable": False}}
+    config = OmegaConf.create({"actor_rollout_ref": {"model": model}, "reward": reward})
+    rows = [questions()[0]] * G
+    texts = completions(np.random.default_rng(1), G)
+    data = batch_of(texts, rows, tokenizer)
+    here = [result["reward_score"] for result in scored(data, tokenizer, str(EXAMPLE / "my_rewards.py"))]
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": variables}, object_store_memory=10**8)
+    try:
+        worker = ray.remote(RewardLoopWorker).remote(config)
+        there = ray.get([worker.compute_score.remote(data[b : b + 1]) for b in range(G)], timeout=300)
+    finally:
+        ray.shutdown()
+    assert [result["reward_score"] for result in there] == here and len(set(here)) > 1
 
 
 def test_a_task_of_the_lab(tmp_path, tokenizer, monkeypatch):
