@@ -6,8 +6,14 @@ the index that scores by physics. No model, no network.
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
+import threading
+import tomllib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -25,6 +31,7 @@ from vpo_lab.weights import dirichlet_weights
 vf = pytest.importorskip("verifiers.v1", reason="verifiers is not installed here: make verifiers has it")
 
 M = 3
+EXAMPLE = Path(__file__).parents[2] / "examples" / "dropin" / "prime_rl"
 
 
 class LetterData(vf.TaskData):
@@ -230,3 +237,93 @@ def test_marble(monkeypatch):
     trace = rollout(asked, join_chain([close, "x", good]))
     assert trace.reward == pytest.approx(1) and asked.data.prompt.endswith(ask("", M))
     assert VerifiersTask("marble_v1", ["scored"], pieces=2).objectives == ("scored",)
+
+
+def test_the_example_of_prime_rl_names_a_task_set_that_verifiers_finds(monkeypatch):
+    pytest.importorskip("marble_v1")
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from verifiers.v1.utils.loaders import load_taskset, taskset_config_type
+
+    config = tomllib.loads((EXAMPLE / "rl.toml").read_text(encoding="utf-8"))
+    (source,) = config["orchestrator"]["train"]["source"]
+    name = source["env"]["taskset"]["id"]
+    (task,) = load_taskset(taskset_config_type(name)(id=name)).take(1)
+    assert task.data.prompt.endswith(ask("", M)) and rollout(task, "no layout").reward == 0
+
+
+# --- The whole way through verifiers, with a server in the place of a model ---------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server that gives every prompt the same answers, as a stream."""
+
+    seen: list[str] = []  # noqa: RUF012
+    reply = join_chain(["a", "bb", "b"])
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append(asked["messages"][-1]["content"])
+        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+        parts = [
+            {"choices": [{"index": 0, "delta": {"role": "assistant", "content": self.reply}, "finish_reason": None}]},
+            {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage},
+        ]
+        about = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": asked["model"]}
+        lines = [*(json.dumps({**about, **part}) for part in parts), "[DONE]"]
+        body = "".join(f"data: {line}\n\n" for line in lines).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+LETTERS = """
+import verifiers.v1 as vf
+from vpo_lab.train.verifiers import vpo_taskset
+
+class Data(vf.TaskData):
+    answer: str
+
+class Letter(vf.Task[Data]):
+    @vf.reward(weight=1.0)
+    async def right(self, trace: vf.Trace) -> float:
+        return float(trace.last_reply == self.data.answer)
+
+    @vf.reward(weight=1.0)
+    async def brief(self, trace: vf.Trace) -> float:
+        return 1 / (1 + len(trace.last_reply))
+
+class Letters(vf.Taskset[Letter, vf.TasksetConfig]):
+    def load(self):
+        for letter in "ab":
+            yield Letter(Data(prompt=f"Write {letter}{letter}.", answer=2 * letter), self.config.task)
+
+VPOLetters = vpo_taskset(Letters, candidates=3)
+__all__ = ["VPOLetters"]
+"""
+
+
+def test_verifiers_own_evaluation_asks_a_model_and_pays_the_set(tmp_path):
+    (tmp_path / "vpo_letters.py").write_text(LETTERS)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    paths = [str(tmp_path), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "NO_KEY": "none", "NO_PROXY": "127.0.0.1"}
+    command = [str(Path(sys.executable).with_name("vf-eval")), "vpo_letters", "-m", "none", "-r", "2", "-o", "out"]
+    command += ["--no-push", "--no-rich", "--env.agent.harness.id", "null", "--env.agent.runtime.type", "subprocess"]
+    command += ["--client.base-url", f"http://127.0.0.1:{server.server_port}/v1", "--client.api-key-var", "NO_KEY"]
+    try:
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    finally:
+        server.shutdown()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (file,) = tmp_path.glob("out/*/traces.jsonl")
+    traces = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert sorted(Server.seen) == [ask(f"Write {letter}{letter}.", M) for letter in "aabb"]
+    rewards = {trace["task"]["data"]["answer"]: trace["rewards"]["set_reward"]["score"] for trace in traces}
+    assert len(traces) == 4 and rewards["bb"] > rewards["aa"] == pytest.approx(1 / 4, abs=1e-3)
+    assert all(trace["metrics"]["answers"] == 3 for trace in traces)
