@@ -322,7 +322,8 @@ def test_verifiers_own_evaluation_asks_a_model_and_pays_the_set(tmp_path):
         server.shutdown()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (file,) = tmp_path.glob("out/*/traces.jsonl")
-    traces = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    traces = [trace for line in lines for trace in json.loads(line)["traces"]]
     assert sorted(Server.seen) == [ask(f"Write {letter}{letter}.", M) for letter in "aabb"]
     rewards = {trace["task"]["data"]["answer"]: trace["rewards"]["set_reward"]["score"] for trace in traces}
     assert len(traces) == 4 and rewards["bb"] > rewards["aa"] == pytest.approx(1 / 4, abs=1e-3)
