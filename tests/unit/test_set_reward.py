@@ -233,6 +233,20 @@ def test_one_rollout_at_a_time_and_in_the_words_of_verl():
     assert score.one("no tags")["score"] == 0.0
 
 
+def test_verl_is_given_no_nan_and_the_functions_the_prompt_that_was_not_asked():
+    def echo(prompts, completions, **_):
+        return [float(prompt == "q") for prompt in prompts]
+
+    told = {"candidates": 2, "prompt": "q"}
+    chain = join_chain(["a", "b"])
+    scores = SetReward([echo, lambda completions, **_: [None] * len(completions)], 2).verl("x", chain, None, told)
+    assert scores["score"] == 1.0 and scores["best_echo"] == 1.0 and None in scores.values()
+    nothing = SetReward(lambda completions, **_: [None] * len(completions), 2, floor=-1.0)
+    assert nothing.verl(solution_str=chain)["score"] == -1.0
+    with pytest.raises(LabError, match="3 answers"):
+        SetReward(echo, 2).verl("x", chain, None, {"candidates": 3})
+
+
 def test_one_rollout_tells_what_does_not_apply():
     alone = SetReward([has_a, number], 2).one(join_chain(["a", "b"]), target=None)
     assert alone["score"] == 1.0 and np.isnan(alone["best_number"])

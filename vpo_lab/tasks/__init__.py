@@ -124,6 +124,8 @@ _TASKS = {
 def get_task(name: str) -> Task:
     """Return the task of that name, or a class of your own as "path/to/file.py:Class" or "module:Class".
 
+    "verifiers:NAME" is a task set of the verifiers library, see `train.verifiers`.
+
     Files are searched for in the folder where `vpo-lab run` was started, then in the repository; modules first on
     Python's path. Your task gets `name` as its name, so that a saved pool finds it again. LabError if there is no
     such task or its class cannot be made. `check.check_task` checks the rest, once.
@@ -131,6 +133,8 @@ def get_task(name: str) -> Task:
     if name in _TASKS:
         module, _, cls = _TASKS[name].partition(":")
         return getattr(importlib.import_module(module), cls)()
+    if name.startswith("verifiers:"):
+        return importlib.import_module("vpo_lab.train.verifiers").lab_task(name.removeprefix("verifiers:"))
     where, _, cls = name.rpartition(":")
     if not where or not cls:
         known = ", ".join(_TASKS)
