@@ -75,14 +75,15 @@ def test_finished_work_is_not_repeated(straight):
     output = finish(start(run, run.parent / "calls.txt"))
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
-    assert "already done: 00, 01, 02, 03, 04, 05, 06" in output
+    assert "already done: 00, 01, 02, 03, 04, 05, 06, 07" in output
 
 
 def test_killed_twice_gives_the_same_results(straight, tmp_path):
     """Once while SFT trains, once while GRPO and VPO do; nothing is waited for by the clock alone."""
     run, calls = tmp_path / "run", tmp_path / "calls.txt"
+    short = ("--set", "code=", "--set", "judges=")
     for sign in ("sft/log.jsonl", "*/checkpoints/checkpoint-2/sealed.json"):
-        process = start(run, calls)
+        process = start(run, calls, *short)
         deadline = time.monotonic() + 300
         while not list(run.glob(sign if sign.startswith("sft") else f"vpo_credit{sign[1:]}")):
             assert process.poll() is None, process.communicate()[0][-3000:]
@@ -92,26 +93,27 @@ def test_killed_twice_gives_the_same_results(straight, tmp_path):
         process.communicate()
         time.sleep(3)  # kernels notice that their parent is gone
         assert not (run / "summary.json").exists()
-    finish(start(run, calls))
+    finish(start(run, calls, *short))
     assert results(run) == results(straight[0])
 
 
 def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight, tmp_path):
-    run, calls = tmp_path / "run", tmp_path / "calls.txt"
-    output = finish(start(run, calls, "--max-hours", "1e-6"))
+    run, calls, short = tmp_path / "run", tmp_path / "calls.txt", ("--set", "judges=")
+    output = finish(start(run, calls, *short, "--max-hours", "1e-6"))
     assert "vpo_credit was stopped after 1 of 4 steps" in output
     summary = results(run)
     assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo_credit": "1 of 4 steps"}
     assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo_credit"}  # evaluated as far as it came
-    assert "already done: 00, 01, 02, 03, 04, 05, 06" in finish(start(run, calls, "--max-hours", "0"))
+    assert "already done: 00, 01, 02, 03, 04, 05, 06" in finish(start(run, calls, *short, "--max-hours", "0"))
     assert results(run) == summary
-    assert "already done: 00, 01, 02\n" in finish(start(run, calls))
+    assert "already done: 00, 01, 02\n" in finish(start(run, calls, *short))
     assert results(run) == results(straight[0])
 
 
 def test_a_task_whose_requests_ask_for_different_objectives_goes_through_all_notebooks(tmp_path):
     task = f"task={Path(__file__).parent / 'unasked.py'}:Unasked"
-    finish(start(tmp_path / "run", tmp_path / "calls.txt", "--set", task, "--set", "code=", "--set", "rl.steps=2"))
+    fewer = ("--set", "rl.steps=2")
+    finish(start(tmp_path / "run", tmp_path / "calls.txt", "--set", task, "--set", "code=", "--set", "judges=", *fewer))
     summary = results(tmp_path / "run")
     for method in summary["methods"].values():
         assert set(method["objectives"]) == {"test_1", "test_2", "test_3"}
