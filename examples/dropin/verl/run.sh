@@ -10,5 +10,5 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # Paths go in as settings: a worker of Ray does not see the variables of this shell.
 python3 -m verl.trainer.main_ppo --config-dir "$here" --config-name vpo \
-  custom_reward_function.path="$here/my_rewards.py" \
+  reward.custom_reward_function.path="$here/my_rewards.py" \
   data.train_files="$HOME/data/gsm8k/train.parquet" data.val_files="$HOME/data/gsm8k/test.parquet" "$@"
