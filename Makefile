@@ -59,7 +59,7 @@ engines: setup  ## do other people's engines still have what we use? Reads their
 build/engines/.ready: | setup
 	mkdir -p build/engines
 	for engine in $(ENGINES); do \
-		$(BIN)/pip download --quiet --no-deps --only-binary=:all: --dest build/engines $$engine || true; done
+		$(BIN)/pip download --quiet --retries 1 --no-deps --only-binary=:all: --dest build/engines $$engine || true; done
 	test -z "$$(ls build/engines)" || touch $@
 
 verl: build/verl/.ready  ## VPO through verl's own parts on a CPU, in an environment of its own (2 GB)

@@ -78,7 +78,10 @@ def test_verl_calls_a_reward_function_as_setreward_expects(verl):
         given = {keyword.arg for keyword in call.keywords if keyword.arg}
         assert given == {"data_source", "solution_str", "ground_truth", "extra_info"}
     assert len(calls(run, "self.compute_score")) == 2 and "score = result['score']" in ast.unparse(run)
-    assert "config.custom_reward_function" in verl.text("verl/experimental/reward_loop/reward_loop.py")
+    load = ast.unparse(verl.find("verl/trainer/ppo/reward.py", "get_custom_reward_fn"))
+    assert "config.reward.get('custom_reward_function')" in load
+    # The older name without `reward.` is accepted, and ignored: only another entry point moves it.
+    assert "migrate_legacy_reward_impl" not in verl.text("verl/trainer/main_ppo.py")
 
 
 def test_verls_grpo_normalises_one_number_per_rollout_in_its_group(verl):

@@ -31,7 +31,7 @@ from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
-from verl.experimental.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
+from verl.experimental.reward_loop import RewardLoopWorker
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import ray_trainer
 from verl.trainer.ppo.reward import load_reward_manager
@@ -332,10 +332,10 @@ def test_the_example_is_a_config_that_verl_accepts(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     config = OmegaConf.create(done.stdout[done.stdout.index("actor_rollout_ref:") :])
     assert config.trainer.nnodes == 2 and config.trainer.use_v1 and config.algorithm.adv_estimator == "grpo"
-    assert config.custom_reward_function.path == str(EXAMPLE / "my_rewards.py")
+    # The default trainer reads this one, and never the older name at the top.
+    assert config.reward.custom_reward_function.path == str(EXAMPLE / "my_rewards.py")
+    assert config.reward.custom_reward_function.name == "compute_score"
     assert config.data.candidates == M and config.actor_rollout_ref.rollout.response_length == 3072
     assert get_dataset_class(config.data).__name__ == "VPODataset"
     # As verl's main does before it trains.
-    config = migrate_legacy_reward_impl(config)
-    assert config.reward.custom_reward_function.name == "compute_score"
     validate_config(config, use_reference_policy=True, use_critic=False)
