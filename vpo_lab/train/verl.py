@@ -6,11 +6,11 @@ number per rollout, so `algorithm.adv_estimator=grpo` trains VPO. With reward fu
     compute_score = SetReward([correct, brief], candidates=3).verl
 
     python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo \\
-        reward.custom_reward_function.path=my_rewards.py \\
+        reward.custom_reward_function.path=$PWD/my_rewards.py \\
         data.custom_cls.path=pkg://vpo_lab.train.verl data.custom_cls.name=VPODataset +data.candidates=3 ...
 
 With a task of the lab, `python -m vpo_lab.train.verl TASK FOLDER` writes its data, and
-reward.custom_reward_function.path=pkg://vpo_lab.train.verl scores them. Checked with verl 0.9.1 on a CPU: docs/drop-in.md.
+reward.custom_reward_function.path=pkg://vpo_lab.train.verl scores them. What was checked: docs/drop-in.md.
 """
 
 from __future__ import annotations
