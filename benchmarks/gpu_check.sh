@@ -46,7 +46,8 @@ judges)
     ;;
 code)
     [ -z "${TINY:-}" ] || less=(sft.train_rows=4 sft.own_samples=3 sft.steps=2 sft.batch_rows=4 sft.micro_rows=2 policy.max_answer_tokens=24
-        evaluation.requests=3 evaluation.candidates=3 'evaluation.budgets=[1,3]' rl.rollouts=4 rl.group_size=2) MICRO=2
+        evaluation.requests=3 evaluation.candidates=3 'evaluation.budgets=[1,3]' rl.rollouts=4 rl.group_size=2
+        rl.micro_rollouts=2) MICRO=2
     $real qwen2.5-coder-0.5b "$2/code" --data "$DATA" --minutes "vpo=${VPO_MINUTES:-4}" "grpo=${GRPO_MINUTES:-3}" \
         --micro "vpo=${MICRO:-16}" "grpo=${MICRO:-32}" --set "policy.model=$MODELS/qwen2.5-coder-0.5b" sft.micro_rows=8 \
         evaluation.batch=512 "${less[@]}" --stages sft pool:sft pool:sft_chain vpo grpo pool:vpo pool:grpo summary
