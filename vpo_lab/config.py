@@ -45,9 +45,8 @@ class SFT:
     train_rows: int = 0  # how many train rows feed it; 0: all
     chains: str = "task"  # beside the gold, a chain shows the task's demonstrations, or the policy's "own" samples
     own_samples: int = 8  # per row, from which chains of "own" are packed
-    gold_steps: int = (
-        30  # on golds alone, before own samples are drawn; 0: drawn from the untouched model, and imitated
-    )
+    # On golds alone, before own samples are drawn; 0: these are drawn from the untouched model, and imitated.
+    gold_steps: int = 30
     least_share: float = 0.0  # of the rows that must have enough distinct own samples for a chain; 0: no matter
 
 
@@ -254,17 +253,18 @@ def _replace_path(node, path: str, parts: list[str], value):
     return replace(node, **{head: value})
 
 
-TINY = Profile(
+# Without the notebooks that train profiles of their own: what the other small profiles are made of.
+SMALL = Profile(
     name="tiny",
     task="tiny_tools",
     policy=Policy(backend="scratch", model="tiny-qwen3"),
     sft=SFT(steps=600, batch_rows=64, learning_rate=4e-3),
     rl=RL(steps=600, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
     evaluation=Evaluation(requests=0),
-    code="tiny_code",
-    judges="tiny_judges",
     minutes="about 25 minutes on two CPU cores",
 )
+
+TINY = replace(SMALL, code="tiny_code", judges="tiny_judges")
 
 SMOKE = replace(
     TINY,
@@ -279,12 +279,10 @@ SMOKE = replace(
 )
 
 TINY_CODE = replace(
-    TINY,
+    SMALL,
     name="tiny_code",
     task="tiny_code",
     methods=("grpo", "vpo"),
-    code="",
-    judges="",
     sft=replace(TINY.sft, steps=900, learning_rate=2e-3),
     # Only drafts are trained, see tasks/code/tiny.py.
     rl=replace(TINY.rl, steps=250, schedule="constant_with_warmup", warmup_steps=40, train_rows=1024),
@@ -292,11 +290,9 @@ TINY_CODE = replace(
 )
 
 TINY_CHAIN = replace(
-    TINY,
+    SMALL,
     name="tiny_chain",
     task="tiny_chain",
-    code="",
-    judges="",
     sft=replace(TINY.sft, steps=400, learning_rate=2e-3),
     # At 4e-4 VPO unlearned the table of neighbours.
     rl=replace(TINY.rl, steps=200, learning_rate=2e-4, schedule="constant_with_warmup", warmup_steps=20),
@@ -312,13 +308,11 @@ TINY_HOPS = replace(
 )
 
 TINY_JUDGES = replace(
-    TINY,
+    SMALL,
     name="tiny_judges",
     task="tiny_judges",
     policy=replace(TINY.policy, max_answer_tokens=11),
     methods=("grpo", "best_of_set", "vpo"),
-    code="",
-    judges="",
     sft=replace(TINY.sft, learning_rate=3e-3),
     # Pairs, because their exact optima are known, see tasks/judges/optimum.py. Rewards are not divided by their spread:
     # divided, a price on KL has no exact meaning.
@@ -459,14 +453,12 @@ PROFILES = {
         TINY,
         SMOKE,
         replace(
-            TINY,
+            SMALL,
             name="maze",
             task="maze",
             policy=replace(TINY.policy, hidden_size=96, intermediate_size=288, layers=3, max_answer_tokens=13),
             sft=replace(TINY.sft, steps=500),
             rl=replace(TINY.rl, steps=400, learning_rate=2e-4),
-            code="",
-            judges="",
             minutes="10 to 15 minutes on two CPU cores",
         ),
         TINY_CODE,

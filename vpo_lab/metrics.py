@@ -218,6 +218,14 @@ def mean_reward(rewards: np.ndarray) -> np.ndarray:
     return rewards.mean(axis=-1) if asked.all() else _filled(rewards).sum(axis=-1) / np.maximum(asked.sum(axis=-1), 1)
 
 
+SOLVED = 1 - 1e-9
+
+
+def solved(rewards: np.ndarray) -> np.ndarray:
+    """Return where every asked objective is 1, over the last axis: (..., D) -> (...,) bool; NaN is not asked."""
+    return ((rewards >= SOLVED) | np.isnan(rewards)).all(axis=-1)
+
+
 # --- Intervals --------------------------------------------------------------------------------
 
 

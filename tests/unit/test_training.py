@@ -535,7 +535,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_said(run, monkeypatch, ca
 
 
 def test_gradients_that_stay_broken_end_the_stage(run, monkeypatch):
-    monkeypatch.setattr(stages, "PATIENCE", 2)
+    monkeypatch.setattr(stages, "BROKEN", 2)
     break_gradients(monkeypatch, set(range(1, 100)))
     with pytest.raises(LabError, match=r"the gradients of 2 steps one after another were not finite"):
         train_rl(small(), "vpo", run, seed=0)

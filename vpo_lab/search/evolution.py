@@ -11,8 +11,7 @@ import numpy as np
 
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
-from vpo_lab.metrics import mean_reward
-from vpo_lab.search.pool import SOLVED
+from vpo_lab.metrics import SOLVED, mean_reward
 
 BUDGETS = (12, 24, 48, 96, 192, 384)  # candidates
 

@@ -30,12 +30,12 @@ from pathlib import Path
 import vpo_lab
 from vpo_lab.errors import LabError
 from vpo_lab.files import explain_full_disk, read_json, write_json
+from vpo_lab.metrics import SOLVED
 from vpo_lab.processes import without_launcher
 from vpo_lab.search.client import CHECKPOINT, Client, Problem, end_with_parent, hidden
 from vpo_lab.search.evolution import BUDGETS, Evolution
 from vpo_lab.search.loop import Rules, rewards_of, start_of
 from vpo_lab.search.policies import Source, Trained
-from vpo_lab.search.pool import SOLVED
 from vpo_lab.tasks import Task
 
 

@@ -13,15 +13,13 @@ from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import METHODS
-from vpo_lab.metrics import mean_reward
+from vpo_lab.metrics import mean_reward, solved
 from vpo_lab.runs import Run
 from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import answers_per_rollout, evaluation_rows, render_prompt, sample_goal
 from vpo_lab.train.sampling import sample
-
-SOLVED = 1 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class Pool:
     @property
     def solved_NCM(self) -> np.ndarray:
         """Return 1.0 where every asked objective is 1, else 0.0."""
-        unasked_NCMD = np.isnan(self.rewards_NCMD)
-        return ((self.rewards_NCMD >= SOLVED) | unasked_NCMD).all(axis=3).astype(float)
+        return solved(self.rewards_NCMD).astype(float)
 
     def save(self, path: Path) -> None:
         """Write the pool as gzipped JSON, atomically."""

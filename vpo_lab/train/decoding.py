@@ -102,7 +102,7 @@ class Decoder:
         for _ in range(min(2, max_new - 1)):  # what a first call allocates must not be recorded
             step()
             done += 1
-        again, graph = step, None
+        again = step
         if ids_BT.is_cuda and done < max_new:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -112,9 +112,7 @@ class Decoder:
             for _ in range(min(LOOK_EVERY, max_new - done)):
                 again()
                 done += 1
-        new_BN = new_BN[:, :done].clone()
-        del graph
-        return new_BN
+        return new_BN[:, :done]
 
     def _merged(self):
         """Return the copy, with the weights that the model has now."""

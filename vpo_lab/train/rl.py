@@ -16,6 +16,7 @@ from vpo_lab.config import Profile, get_profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import Method, get_method
+from vpo_lab.metrics import solved
 from vpo_lab.processes import broadcast, environment_kept, gather, join_others, print0, rank, wait_for_all
 from vpo_lab.runs import Run, Stage, check_shared, find_run, open_run
 from vpo_lab.tasks import Task, get_task
@@ -146,12 +147,9 @@ def without_solved(profile: Profile, task: Task, model, tokenizer, rows: list[di
         rewards_ND = task.score(
             [text for _, texts in drawn for text in texts], [row for row, _ in drawn for _ in range(n)]
         )
-        solved_Nn = ((rewards_ND >= 1 - 1e-9) | np.isnan(rewards_ND)).all(axis=1).reshape(-1, n)
-        shares = dict(
-            gather(
-                [(row["id"], share) for (row, _), share in zip(drawn, solved_Nn.mean(axis=1).tolist(), strict=True)]
-            )[0]
-        )
+        shares_N = solved(rewards_ND).reshape(-1, n).mean(axis=1).tolist()
+        found = [(row["id"], share) for (row, _), share in zip(drawn, shares_N, strict=True)]
+        shares = dict(gather(found)[0])
         if rank() == 0:
             write_json(path, shares)
         wait_for_all()

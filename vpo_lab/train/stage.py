@@ -77,21 +77,17 @@ def run_stage(
     return stage.policy
 
 
-PATIENCE = 5  # steps in a row whose gradient is not finite
+BROKEN = 5  # steps in a row whose gradient is not finite
 
 
 def drop_broken_gradient(model) -> bool:
     """Take the gradients away if one of them is not finite, and say so: a step with them would end the policy."""
     import torch
 
-    with_gradient = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    if not with_gradient:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
         return False
-    norms = torch.stack([parameter.grad.norm().to(with_gradient[0].device) for parameter in with_gradient])
-    if torch.isfinite(norms.sum()):
-        return False
-    for parameter in with_gradient:
-        parameter.grad = None
+    model.zero_grad()
     return True
 
 
@@ -122,9 +118,9 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
             self.broken = self.broken + 1 if drop_broken_gradient(model) else 0
             if self.broken:
                 print0(f"\n{title}: the gradient of step {state.global_step + 1} is not finite and was left out")
-            if self.broken == PATIENCE:
+            if self.broken == BROKEN:
                 raise LabError(
-                    f"{title}: the gradients of {PATIENCE} steps one after another were not finite: go on from the "
+                    f"{title}: the gradients of {BROKEN} steps one after another were not finite: go on from the "
                     "last checkpoint with a smaller rl.learning_rate, or in float32 (policy.dtype)"
                 )
 

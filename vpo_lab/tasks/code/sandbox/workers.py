@@ -209,6 +209,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def allowed(seconds: float, lates: int) -> float:
+    """Return the time of the next test of an answer that was late so often."""
+    return seconds if lates < OFTEN else seconds / 10
+
+
 class WorkerSandbox:
     """Call functions and run programs in workers that speak the protocol of `fork_server.py`.
 
@@ -227,8 +232,7 @@ class WorkerSandbox:
         answers: list[str | None] = [None] * len(tests)
         todo, lates = self._ask(code, function, tests, seconds, range(len(tests)), answers)
         for index in todo:
-            allowed = seconds if lates < OFTEN else seconds / 10
-            lates += self._ask(code, function, tests, allowed, [index], answers)[1]
+            lates += self._ask(code, function, tests, allowed(seconds, lates), [index], answers)[1]
         return [plain(text) for text in answers]
 
     def _ask(
@@ -257,7 +261,7 @@ class WorkerSandbox:
         """Return for each text on standard input what the program printed, or `None`."""
         printed, lates = [], 0
         for stdin in stdins:
-            job = {"code": code, "stdin": stdin, "seconds": seconds if lates < OFTEN else seconds / 10}
+            job = {"code": code, "stdin": stdin, "seconds": allowed(seconds, lates)}
             reply = self._workers.ask(job, seconds) or {"printed": None, "late": False}
             printed.append(reply["printed"])
             lates += reply["late"]
