@@ -1,4 +1,4 @@
-"""The command line: run, train, experiment, evolve, figures, report, explorer, publish, doctor."""
+"""The command line: run, train, experiment, evolve, figures, report, explorer, replies, publish, doctor."""
 
 from __future__ import annotations
 
@@ -204,6 +204,7 @@ def explorer(
     experiment: Annotated[str, typer.Option(help="An experiment's folder, for its mazes.")] = "results/experiment",
     code: Annotated[str, typer.Option(help="That of an experiment on code.")] = "results/code",
     optima: Annotated[str, typer.Option(help="Sets of the judges' world.")] = "results/optima.json",
+    replies: Annotated[str, typer.Option(help="Replies of a real model.")] = "results/replies.json",
     draw_optima: Annotated[bool, typer.Option("--draw-optima", help="Write that file anew first.")] = False,
     out: Annotated[str, typer.Option(help="The page, one file.")] = "docs/explorer.html",
     picture: Annotated[str, typer.Option(help="A PNG of the page, taken with Chromium.")] = "",
@@ -213,10 +214,27 @@ def explorer(
 
     if draw_optima:
         print(write_optima(_path(optima)))
-    page = write_explorer(_path(results), _path(experiment), _path(out), _path(code), _path(optima))
+    page = write_explorer(_path(results), _path(experiment), _path(out), _path(code), _path(optima), _path(replies))
     print(page)
     if picture:
         print(take_picture(page, _path(picture)))
+
+
+@app.command()
+def replies(
+    run_dir: Annotated[str, typer.Argument(help="A run of judges with its pools; none: only draw the page.")] = "",
+    requests: Annotated[list[str] | None, typer.Option("--request", help="The id of a request to show.")] = None,
+    data: Annotated[str, typer.Option(help="Where the run's rows are, as in `train --data`.")] = "",
+    saved: Annotated[str, typer.Option(help="The file that keeps them.")] = "results/replies.json",
+    out: Annotated[str, typer.Option(help="The page.")] = "docs/replies.md",
+) -> None:
+    """Put the replies of a run's policies to a few requests side by side, with what each judge gives them."""
+    from vpo_lab.course.replies import save_replies, write_replies
+    from vpo_lab.runs import Run
+
+    if run_dir:
+        print(save_replies(Run(_path(run_dir)), requests or [], _path(saved), data))
+    print(write_replies(_path(saved), _path(out)))
 
 
 @app.command()

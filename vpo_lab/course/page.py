@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 from vpo_lab.course.experiment import read_examples
 from vpo_lab.course.figures import small_png
@@ -37,12 +38,19 @@ WORLDS = {  # what a task is called, the objective that has all weight at first,
 }
 
 
-def write_explorer(results: Path, experiment: Path, out: Path, code: Path = Path(), optima: Path = Path()) -> Path:
+def write_explorer(
+    results: Path,
+    experiment: Path,
+    out: Path,
+    code: Path = Path(),
+    optima: Path = Path(),
+    replies: Path = Path(),
+) -> Path:
     """Write the page from a folder of saved results and, where they exist, sets of other worlds; return its path.
 
-    `experiment` and `code` are folders of experiments, `optima` is a file of `write_optima`. The page shows the SFT
-    policy and every method of which `results` holds a pool. The same results give the same bytes. Raises LabError if
-    there is no pool.
+    `experiment` and `code` are folders of experiments, `optima` is a file of `write_optima` and `replies` one of
+    `save_replies`. The page shows the SFT policy and every method of which `results` holds a pool. The same results
+    give the same bytes. Raises LabError if there is no pool.
     """
     run = Run(results)
     names = [name for name in ("sft", *METHODS) if run.pool(name).exists()]
@@ -53,6 +61,7 @@ def write_explorer(results: Path, experiment: Path, out: Path, code: Path = Path
     saved = {"maze": read_examples(experiment, "maze"), "tiny_code": read_examples(code, "tiny_code")}
     saved["tiny_judges"] = read_json(optima) if optima.is_file() else {}
     worlds = [_world(task, _compared(requests)) for task, requests in saved.items() if requests]
+    worlds += [_real_world(read_json(replies))] if replies.is_file() else []
     worlds.append(_world(first.task, {row_id: sample_sets(pools, n) for n, row_id in enumerate(first.ids[:REQUESTS])}))
     write_bytes(out, fill(explorer_data(worlds)).encode())
     return out
@@ -93,6 +102,19 @@ def _compared(requests: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str,
         row_id: {name: (found[name]["answers"], found[name]["rewards"]) for name in names if name in found}
         for row_id, found in requests.items()
     }
+
+
+def _real_world(found: dict) -> dict:
+    """The world of a file of `save_replies`: three replies of each policy to real requests."""
+    label = {"sft": "SFT"} | {name: method.label for name, method in METHODS.items()}
+    named = [
+        {label[name]: (one["answers"][:3], one["rewards"][:3]) for name, one in request["sets"].items()}
+        for request in found["requests"]
+    ]
+    about = SimpleNamespace(about=found["about"], meanings=found["meanings"])
+    titles = [request["text"] for request in found["requests"]]
+    apart = {METHODS["best_of_set"].label}
+    return make_world(named, found["objectives"], titles, task=about, apart=apart) | {"name": "Replies of a real model"}
 
 
 def _world(task_name: str, requests: Mapping[str, Mapping[str, CandidateSet]]) -> dict:

@@ -1,0 +1,68 @@
+"""Put the replies of a real model side by side: GRPO's twelve, VPO's three, and what each judge gives them.
+
+`save_replies` keeps a few requests of a run in one file, with their text, because the project ships no prompts of
+others. The page and the explorer are made of that file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vpo_lab.errors import LabError
+from vpo_lab.files import read_json, write_bytes, write_json
+from vpo_lab.runs import Run
+from vpo_lab.search.pool import Pool
+from vpo_lab.show.side_by_side import side_by_side
+from vpo_lab.tasks import get_task
+
+SHOWN = {"sft": 12, "grpo": 12, "best_of_set": 3, "vpo": 3}  # pool -> how many of its first candidates are kept
+
+HEAD = """# Replies side by side
+
+{about} The requests were chosen before their replies were read; the replies are the first that each policy gave.
+A policy that is trained on single answers shows twelve, one trained on sets shows one set.
+"""
+
+
+def save_replies(run: Run, ids: Sequence[str], out: Path, data: str = "") -> Path:
+    """Write the first candidates of a run's pools for some requests to `out`, and return it.
+
+    The file holds {"task", "objectives", "meanings", "requests": [{"id", "text", "sets": pool -> {"answers",
+    "rewards"}}]}. `data` is where the task's rows are. LabError for an id that is not in the pools, or no pool.
+    """
+    pools = {name: Pool.load(run.pool(name)) for name in SHOWN if run.pool(name).exists()}
+    if not pools:
+        raise LabError(f"{run.pool('sft').parent} holds no pool of candidates: train and evaluate first")
+    first = next(iter(pools.values()))
+    if missing := [one for one in ids if one not in first.ids]:
+        raise LabError(
+            f"request {missing[0]!r} is not in the pools of {run.folder}: choose of {', '.join(first.ids[:9])}, ..."
+        )
+    task = get_task(first.task)
+    text = {row["id"]: task.title(row) for row in task.load(data or None, "test")}
+    requests = []
+    for one in ids:
+        sets = {}
+        for name, pool in pools.items():
+            n, shown = pool.ids.index(one), SHOWN[name]
+            answers = [answer for chain in pool.answers[n] for answer in chain][:shown]
+            rewards_kD = pool.rewards_NCMD[n].reshape(-1, len(pool.objectives))[:shown].round(4)
+            sets[name] = {"answers": answers, "rewards": np.where(np.isnan(rewards_kD), None, rewards_kD).tolist()}
+        requests.append({"id": one, "text": text[one], "sets": sets})
+    about = {"task": task.name, "objectives": list(first.objectives), "meanings": getattr(task, "meanings", {})}
+    write_json(out, {**about, "about": getattr(task, "about", ""), "requests": requests})
+    return out
+
+
+def write_replies(saved: Path, out: Path) -> Path:
+    """Write a page of tables, one for each request of a file of `save_replies`; return its path."""
+    found = read_json(saved)
+    parts = [HEAD.format(about=found["about"])]
+    for request in found["requests"]:
+        sets = {name: (one["answers"], np.array(one["rewards"], dtype=float)) for name, one in request["sets"].items()}
+        parts.append(f"## {request['text']}\n\n{side_by_side('', sets, found['objectives']).html}\n")
+    write_bytes(out, "\n".join(parts).encode())
+    return out
