@@ -43,7 +43,7 @@ def train(folder: Path, naps: int) -> subprocess.CompletedProcess:
 def test_a_reward_that_sleeps_for_ever_costs_a_wait_and_no_run(tmp_path):
     done = train(tmp_path, naps=1)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("vpo: no line in its log for 0.15 minutes") == 1
+    assert done.stderr.count("vpo: no step and no answer for 0.15 minutes") == 1
     assert [entry["step"] for entry in read_log(tmp_path / "run" / "vpo")] == [1, 2, 3, 4, 5]
     assert (tmp_path / "run" / "vpo" / "policy" / "model.safetensors").exists()
 
@@ -128,5 +128,5 @@ def test_a_notebook_that_stands_still_is_started_again(tmp_path, naps, capsys, m
     else:
         notebooks._run_batch([job], execute, Display(profile, run, [job]), profile, run)
         assert job.done
-    assert capsys.readouterr().err.count("sft: no line in its log") == naps
+    assert capsys.readouterr().err.count("sft: no step and no answer") == naps
     assert (run / "sft" / "starts").read_text().count("start") == min(naps, RESTARTS) + 1
