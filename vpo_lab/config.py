@@ -378,7 +378,7 @@ QWEN = Profile(
     methods=("grpo", "vpo"),
     track=True,
     patience=30.0,  # several times the longest step on the slowest card
-    minutes="an estimated 5-19 hours on one 24 GB GPU; not yet run",
+    minutes="an estimated 4-15 hours on one 24 GB GPU; not yet run",
 )
 
 QWEN_TEMPLATE = replace(
@@ -396,7 +396,7 @@ QWEN_TEMPLATE = replace(
         drop_solved=0,
     ),
     evaluation=replace(QWEN.evaluation, every=100),
-    minutes="an estimated 10-20 hours on one 24 GB GPU; not yet run",
+    minutes="an estimated 4-17 hours on one 24 GB GPU; not yet run",
 )
 
 CODER = Profile(
