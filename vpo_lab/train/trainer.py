@@ -51,7 +51,7 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
             given = (images, multimodal_fields, num_generations, has_tool_images)
             made = super()._generate_single_turn(prompt_ids, *given)
-            if self.model.training:
+            if self._trains:
                 self.sampled = prompt_ids, *made[:2]
             return made
 
@@ -65,7 +65,7 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             shown = course_metrics(earned(scored), scored.truncated_B, texts, self._group_size(), reference_KD)
             seconds = time.perf_counter() - self.began
             shown |= {**self._true_worth(scored), "reward_seconds": seconds}
-            if self.model.training:
+            if self._trains:
                 shown |= checked_sampling(self)
                 if self.accelerator.device.type == "cuda":
                     shown["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
