@@ -17,8 +17,9 @@ from statistics import NormalDist
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.metrics import power
-from vpo_lab.train.gpu import BACKENDS
-from vpo_lab.train.prompts import answers_per_rollout, rollouts_per_prompt
+from vpo_lab.train.gpu import BACKENDS, rollouts_at_once, schedules_itself
+from vpo_lab.train.prompts import answers_per_rollout, rollouts_per_prompt, rollouts_per_step
+from vpo_lab.train.rl import rollouts_of_a_look
 
 # Estimates, in bytes. RESERVE: CUDA context, workspaces of cuBLAS and Triton, fragmentation. VLLM_WORK: activations
 # of the 4,096 tokens that vLLM batches, fp32 logits of its sampler, CUDA graphs, its copies of the adapter.
@@ -92,7 +93,7 @@ class Work:
     rollouts: int
     prompt: int
     completion: int
-    at_once: int  # rollouts that decode together
+    at_once: int  # rollouts of a generation that decode together
     decode_seconds: float = math.nan  # where the card's speed is unknown or nothing fits
     train_seconds: float = math.nan
 
@@ -333,16 +334,18 @@ def plan(profile: Profile, shape: Shape, card: Card, gpus: int = 1) -> Plan:
         share = share if share * room - base >= whole else 0.0
 
     def at_once(prompt: int, completion: int, wanted: int) -> int:
-        """How many rollouts decode together; Unsloth lets vLLM take fewer where the cache is small."""
+        """How many rollouts decode together: what is wanted, allowed, and cached."""
         if not micro or not served:
             return wanted if micro else 0
-        limit = 256 if policy.backend != "unsloth" or cache > 12e9 else 48 if cache > 8e9 else 32
+        limit = rollouts_at_once(profile) if policy.backend == "unsloth" else 256
         return min(wanted, int(cache // (prompt + completion) // token), limit)
 
     def worked(answers: int, prompt: int, answer: int, spread: float) -> Work:
-        n, completion = rollouts * m // answers, answer * answers + (TAGS * answers if spread and answers > 1 else 0)
+        n = rollouts * m // answers if rl.equal == "answers" else rollouts
+        completion = answer * answers + (TAGS * answers if spread and answers > 1 else 0)
         prompts = math.ceil(rollouts / rl.group_size) if served else n
-        return _work(profile, shape, card, Work(n, prompt, completion, at_once(prompt, completion, n)), prompts, spread)
+        together = at_once(prompt, completion, n * rl.steps_per_generation)
+        return _work(profile, shape, card, Work(n, prompt, completion, together), prompts, spread)
 
     work = {}
     for answers in sorted({m, 1}, reverse=True):
@@ -367,14 +370,21 @@ def longest_of(n: int, mean: float, spread: float) -> float:
 
 
 def decoding(profile: Profile, shape: Shape, card: Card, work: Work, prompts: int, spread: float) -> float:
-    """Seconds to sample the rollouts of `work`: in each turn weights are read once a token until the longest has ended,
-    and the caches of all; vLLM reads each of the `prompts` once.
+    """Seconds to sample the rollouts of `work`: weights are read once a token, and the caches of all; vLLM reads each
+    of the `prompts` once.
+
+    vLLM puts the next rollout in the place of one that has ended, and waits for the longest only at the end; `generate`
+    waits for it in each turn.
     """
     width = WIDTH[profile.policy.dtype]
     matrices, head = shape.layers * sum(a * b for a, b in shape.linears), shape.vocabulary * shape.hidden
-    turns, speed = math.ceil(work.rollouts / work.at_once), card.bandwidth * 1e9 * BANDWIDTH_USE
+    speed = card.bandwidth * 1e9 * BANDWIDTH_USE
     cached = work.rollouts * (work.prompt + work.completion / 2) * kv_bytes_per_token(shape, width)
-    tokens = turns * longest_of(min(work.rollouts, work.at_once), work.completion, spread)
+    longest = longest_of(min(work.rollouts, work.at_once), work.completion, spread)
+    if schedules_itself(profile):
+        tokens = max(0.0, work.rollouts / work.at_once - 1) * work.completion + longest
+    else:
+        tokens = math.ceil(work.rollouts / work.at_once) * longest
     reading = 2 * matrices * work.prompt * prompts / (card.tflops * 1e12 * PREFILL_USE)
     return tokens * ((matrices + head) * width / speed + TOKEN_SECONDS) + work.completion * cached / speed + reading
 
@@ -382,10 +392,11 @@ def decoding(profile: Profile, shape: Shape, card: Card, work: Work, prompts: in
 def training(profile: Profile, shape: Shape, card: Card, rows: float, prompt: float, completion: float) -> float:
     """Seconds to train on so many rows: 2 FLOPs a matrix parameter and token, three times: forward, backward to the
     inputs and, with LoRA, the recomputation (frozen matrices get no weight gradients), else the weight gradients: 6N.
-    TRL with vLLM scores once more: 8N. The head counts for completions only; attention adds 2 layers q t^2 a pass; the
-    adapters' own 2% are left out.
+    TRL with vLLM, and steps that share a generation, score once more: 8N. The head counts for completions only;
+    attention adds 2 layers q t^2 a pass; the adapters' own 2% are left out.
     """
-    policy, tokens, again = profile.policy, prompt + completion, 1 if profile.policy.backend == "vllm" else 0
+    policy, tokens = profile.policy, prompt + completion
+    again = 1 if policy.backend == "vllm" or profile.rl.steps_per_generation > 1 else 0
     matrices, head = shape.layers * sum(a * b for a, b in shape.linears), shape.vocabulary * shape.hidden
     flops = 2 * (3 + again) * (matrices * tokens + head * completion)
     flops += (again + (4 if policy.lora_rank else 3)) * 2 * shape.layers * shape.sides[2] * tokens**2
@@ -395,7 +406,9 @@ def training(profile: Profile, shape: Shape, card: Card, rows: float, prompt: fl
 def _work(profile: Profile, shape: Shape, card: Card, work: Work, prompts: int, spread: float) -> Work:
     if not (card.bandwidth and work.at_once):
         return work
-    decode = decoding(profile, shape, card, work, prompts, spread)
+    shared = profile.rl.steps_per_generation
+    generation = replace(work, rollouts=work.rollouts * shared)
+    decode = decoding(profile, shape, card, generation, prompts * shared, spread) / shared
     train = training(profile, shape, card, work.rollouts, work.prompt, work.completion)
     return replace(work, decode_seconds=decode, train_seconds=train)
 
@@ -407,8 +420,9 @@ def _parts(profile: Profile, shape: Shape, card: Card, at_once: Callable[[int, i
     mean = {1: answer} | ({rl.candidates: (answer + TAGS) * rl.candidates} if rl.candidates > 1 else {})
 
     def sampled(n: int, answers: int, batch: int, prompts: int) -> float:
-        """Seconds for n rollouts, in batches that each wait for their longest."""
-        work = Work(n, prompt, mean[answers], at_once(prompt, mean[answers], min(n, batch)))
+        """Seconds for n rollouts; those who cannot schedule take a batch at a time."""
+        wanted = n if schedules_itself(profile) else min(n, batch)
+        work = Work(n, prompt, mean[answers], at_once(prompt, mean[answers], wanted))
         return decoding(profile, shape, card, work, prompts, SPREAD[answers > 1])
 
     requests = requests_of(profile)
@@ -424,11 +438,14 @@ def _parts(profile: Profile, shape: Shape, card: Card, at_once: Callable[[int, i
     }
     for method in profile.methods:
         m, group = answers_per_rollout(profile, method), rollouts_per_prompt(profile, method)
-        n, prompts = rl.rollouts // rl.group_size * group, rl.rollouts // rl.group_size
-        step = sampled(n, m, n, prompts) + training(profile, shape, card, n, prompt, mean[m]) + STEP_SECONDS
-        looks = rl.steps // evaluation.every * evaluation.watch_requests if evaluation.every else 0
+        n, shared = rollouts_per_step(profile, method), rl.steps_per_generation
+        decode = sampled(n * shared, m, n * shared, n // group * shared) / shared
+        step = decode + training(profile, shape, card, n, prompt, mean[m]) + STEP_SECONDS
         parts[f"{method}, {rl.steps:,} steps"] = rl.steps * step
-        parts[f"looks of {method}"] = looks * (sampled(group, m, group, 1) + STEP_SECONDS)
+        if evaluation.every:
+            watched, at_a_time = evaluation.watch_requests, rollouts_of_a_look(profile, group)
+            look = sampled(group * watched, m, at_a_time, watched) + STEP_SECONDS * group * watched / at_a_time
+            parts[f"looks of {method}"] = rl.steps // evaluation.every * look
     pools = [1, rl.candidates, *(answers_per_rollout(profile, method) for method in profile.methods)]
     parts["pools"] = sum(
         sampled(requests * math.ceil(evaluation.candidates / m), m, evaluation.batch, requests) for m in pools
@@ -472,7 +489,7 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     from rich.console import Console
     from rich.table import Table
 
-    shape, policy, steps = shape_of(profile), profile.policy, profile.rl.steps
+    shape, policy, steps, shared = shape_of(profile), profile.policy, profile.rl.steps, profile.rl.steps_per_generation
     plans = [plan(profile, shape, card_of(text), count) for text in gpus or ("24", "40", "80")]
     trains = f"LoRA rank {policy.lora_rank}" if policy.lora_rank else "all weights trained"
     title = f"{profile.name}: {shape.name}, {weights(shape) / 1e9:.2f} B parameters, {policy.backend}, {trains}"
@@ -491,7 +508,7 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     space.add_row("policy.gpu_share to set", *(f"{p.gpu_share:.2f}" if p.gpu_share else "-" for p in plans))
     space.add_row("tokens in the KV cache", *(f"{p.kv_tokens:,}" for p in plans))
     for name, w in plans[0].work.items():
-        space.add_row(f"at once, {name}", *(f"{p.work[name].at_once} of {w.rollouts}" for p in plans))
+        space.add_row(f"at once, {name}", *(f"{p.work[name].at_once} of {w.rollouts * shared}" for p in plans))
         prompts, completions = (count * w.rollouts * tokens for tokens in (w.prompt, w.completion))
         label = f"{name}\n{w.rollouts} x ({w.prompt:,} + {w.completion:,})\n{prompts:,} + {completions:,} a step"
         cells = []
@@ -509,6 +526,8 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     whole.add_row("price", *(f"{bill}\n({each:g} an hour)" for bill, each in zip(bills, prices, strict=True)))
     console = Console()
     console.print(space, time, *([whole] if any(hours) else []))
+    if profile.task in TYPICAL:
+        console.print(repeated_prompts(profile), markup=False)
     if profile.task in TEST_ROWS:
         console.print(f"What it can decide: {power(requests_of(profile))}.", markup=False)
     for p in plans:
@@ -518,6 +537,27 @@ def print_plan(profile: Profile, gpus: list[str] | tuple[str, ...] = (), count: 
     guesses = dict(reserve=RESERVE / 1e9, work=VLLM_WORK / 1e9, bandwidth=BANDWIDTH_USE, error=ERROR)
     guesses |= dict(token=1e3 * TOKEN_SECONDS, rest=STEP_SECONDS)
     console.print(NOTES.format(share=policy.gpu_share, **guesses), markup=False)
+
+
+def repeated_prompts(profile: Profile) -> str:
+    """Say how many prompt tokens a training step computes for each method, at typical lengths.
+
+    A trainer reads the prompt again for each rollout, and no token of it carries loss. Where answers are equal, GRPO
+    has M times as many rollouts.
+    """
+    prompt, answer = typical(profile)
+    told = []
+    for method in profile.methods:
+        m, n = answers_per_rollout(profile, method), rollouts_per_step(profile, method)
+        written = n * (answer * m + (TAGS * m if m > 1 else 0))
+        told.append(
+            f"{method} {n} x {prompt:,} = {n * prompt:,}, {n * prompt / (n * prompt + written):.0%} of its tokens, "
+            f"for {n * m} answers"
+        )
+    line = f"Prompt tokens in a training step, once for each rollout: {'; '.join(told)}."
+    if profile.rl.equal == "answers":
+        line += " --set rl.equal=rollouts gives GRPO as many rollouts instead of as many answers."
+    return line
 
 
 def requests_of(profile: Profile) -> int:

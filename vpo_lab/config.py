@@ -59,6 +59,8 @@ class RL:
     group_size: int  # G: rollouts per prompt
     learning_rate: float
     candidates: int = 3  # M, for multi-answer methods
+    equal: str = "answers"  # what methods have as many of in a step: GRPO's group is G x M, or "rollouts": G
+    steps_per_generation: int = 1  # optimizer steps that share a batch of rollouts; the later ones are off-policy
     weight_draws: int = 128  # K
     alpha: float = 1.0
     diversity: float = 0.0  # factor of the pairwise-L1 bonus of vpo_credit and vpo_search
@@ -105,7 +107,7 @@ class Profile:
     code: str = ""  # the profile that notebook 06 trains; "": `vpo-lab run` leaves 06 out
     judges: str = ""  # the same for notebook 07
     track: bool = False  # Weights & Biases, when a key is there
-    patience: float = 0.0  # minutes without a line in its log after which a training is ended and goes on; 0: no limit
+    patience: float = 0.0  # minutes without a step or an answer after which a process is ended and goes on; 0: no limit
     minutes: str = field(default="", compare=False)  # what a reader should expect, for the display
 
     def with_overrides(self, overrides: dict | None) -> Profile:
@@ -156,13 +158,16 @@ RULES = (
     "rl.temperature > 0",
     "rl.steps >= 1",
     "rl.checkpoint_every >= 1",
+    "rl.equal in ('answers', 'rollouts')",
+    "rl.steps_per_generation >= 1 and rl.steps % rl.steps_per_generation == 0",
+    "rl.checkpoint_every % rl.steps_per_generation == 0  # else a resumed run would sample those steps anew",
     "rl.train_rows >= 0",
     "rl.drop_solved >= 0",
     "rl.group_size >= 2  # one rollout would be compared with nothing",
     "rl.rollouts >= rl.group_size and rl.rollouts % rl.group_size == 0",
     "rl.micro_rollouts >= 0 and rl.rollouts % (rl.micro_rollouts or 1) == 0",
     "1 <= rl.search_k and ('vpo_search' not in methods or rl.search_k <= rl.group_size)",
-    "0 <= rl.at_k < rl.group_size * rl.candidates  # 0: half of the group",
+    "0 <= rl.at_k < rl.group_size * (rl.candidates if rl.equal == 'answers' else 1)  # 0: half of the group",
     "sft.steps >= 0",
     "sft.steps >= 1 or policy.backend != 'scratch'  # an untrained model has nothing to start from",
     "sft.gold_steps >= 0",
@@ -373,7 +378,7 @@ QWEN = Profile(
     methods=("grpo", "vpo"),
     track=True,
     patience=30.0,  # several times the longest step on the slowest card
-    minutes="an estimated 5-19 hours on one 24 GB GPU; not yet run",
+    minutes="an estimated 4-15 hours on one 24 GB GPU; not yet run",
 )
 
 QWEN_TEMPLATE = replace(
@@ -391,7 +396,7 @@ QWEN_TEMPLATE = replace(
         drop_solved=0,
     ),
     evaluation=replace(QWEN.evaluation, every=100),
-    minutes="an estimated 10-20 hours on one 24 GB GPU; not yet run",
+    minutes="an estimated 4-17 hours on one 24 GB GPU; not yet run",
 )
 
 CODER = Profile(

@@ -23,6 +23,9 @@ LAUNCHER = (
 )  # fmt: skip
 
 
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what vLLM sets for itself
+
+
 @dataclass(frozen=True)
 class Session:
     """Hold what `vpo-lab run` tells its kernels, as JSON in one environment variable; elsewhere the defaults hold."""

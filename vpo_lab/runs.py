@@ -32,7 +32,11 @@ LOG = "log.jsonl"
 
 EVAL_LOG = "eval.jsonl"  # what the policy earned on held-out requests while it was trained
 
+SAMPLING = "sampling"  # there while answers are drawn, and touched whenever some are; else empty
+
 POLICY = "policy"
+
+POOLS = "pools"
 
 STOPPED = "stopped.json"
 
@@ -84,7 +88,7 @@ class Run(Folder):
 
     def pool(self, name: str) -> Path:
         """Return where the candidates of a policy are kept."""
-        return self / "pools" / f"{name}.json.gz"
+        return self / POOLS / f"{name}.json.gz"
 
     def log(self, stage: str) -> list[dict]:
         """Read the log of a stage: one dict per logged step."""
@@ -129,9 +133,22 @@ class Stage(Folder):
         except (OSError, ValueError, KeyError):
             return 0
 
+    @contextmanager
+    def sampling(self) -> Iterator[Callable[[], None]]:
+        """Leave a sign of life while answers are drawn in the block, which calls what it is given now and then."""
+        sign = self / SAMPLING
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+        try:
+            yield lambda: sign.touch() if rank() == 0 else None
+        finally:
+            if rank() == 0:
+                sign.unlink(missing_ok=True)
+
     def stands_still(self, since: float, minutes: float) -> bool:
-        """Return True if it trains and wrote to its logs after `since` (seconds since 1970), but not for `minutes`."""
-        logs = [path for path in (self / LOG, self / EVAL_LOG) if path.exists()]
+        """Return True if it trained or sampled after `since` (seconds since 1970), but nothing of it for `minutes`."""
+        logs = [path for path in (self / LOG, self / EVAL_LOG, self / SAMPLING) if path.exists()]
         beat = max((path.stat().st_mtime for path in logs), default=0.0)
         ended = self.policy.exists() and self.policy.stat().st_mtime >= beat  # also where it was stopped by the clock
         return bool(minutes) and beat > since and time.time() - beat > 60 * minutes and not ended
@@ -160,7 +177,7 @@ class Stage(Folder):
 
     def forget_pools(self) -> None:
         """Remove what an earlier policy of this stage answered."""
-        for pool in (self.folder.parent / "pools").glob("*.json.gz"):
+        for pool in (self.folder.parent / POOLS).glob("*.json.gz"):
             if pool.name.removesuffix(".json.gz").partition("@")[0] in (self.name, f"{self.name}_chain"):
                 pool.unlink()
 

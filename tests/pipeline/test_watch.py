@@ -1,4 +1,4 @@
-"""A training whose reward sleeps for ever is ended and goes on; and so is a notebook."""
+"""A training whose reward or sampler sleeps for ever is ended and goes on; and so is a notebook."""
 
 import os
 import signal
@@ -13,18 +13,20 @@ from vpo_lab.config import get_profile
 from vpo_lab.course import notebooks
 from vpo_lab.course.notebooks import Display, Job, kernel_environment
 from vpo_lab.errors import LabError
+from vpo_lab.files import read_json
 from vpo_lab.runs import Run, read_log
 from vpo_lab.train import watch
 from vpo_lab.train.watch import RESTARTS
 
 TASK = f"{Path(__file__).parents[1] / 'sleeps.py'}:Sleeps"
 SETTINGS = {"task": TASK, "sft.steps": 10, "rl.steps": 5, "rl.checkpoint_every": 1, "patience": 0.15}
+SETTINGS |= {"rl.drop_solved": 1}
 SETTINGS |= {"policy.hidden_size": 32, "policy.intermediate_size": 64}
 
 
-def train(folder: Path, naps: int) -> subprocess.CompletedProcess:
-    for number in range(naps):
-        (folder / f"nap-{number}").touch()
+def train(folder: Path, naps: list[str]) -> subprocess.CompletedProcess:
+    for name in naps:
+        (folder / name).touch()
     command = [
         sys.executable,
         "-m",
@@ -40,10 +42,12 @@ def train(folder: Path, naps: int) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_a_reward_that_sleeps_for_ever_costs_a_wait_and_no_run(tmp_path):
-    done = train(tmp_path, naps=1)
+def test_a_sampler_and_a_reward_that_sleep_for_ever_cost_a_wait_each_and_no_run(tmp_path):
+    done = train(tmp_path, naps=["sampler-nap-0", "nap-0"])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("vpo: no line in its log for 0.15 minutes") == 1
+    assert done.stderr.count("vpo: no step and no answer for 0.15 minutes") == 2
+    assert not list(tmp_path.glob("*nap-0"))  # both slept
+    assert len(read_json(tmp_path / "run" / "sft" / "solved.json.gz")) == 48  # which rows the warmup solves
     assert [entry["step"] for entry in read_log(tmp_path / "run" / "vpo")] == [1, 2, 3, 4, 5]
     assert (tmp_path / "run" / "vpo" / "policy" / "model.safetensors").exists()
 
@@ -100,33 +104,41 @@ def test_only_the_command_of_a_user_watches(monkeypatch):
     assert not watch.is_to_watch(profile)
 
 
-def notebook(folder: Path, run: Path, naps: int) -> Job:
-    """A notebook that logs a step of the warmup and then sleeps, while there are naps left."""
+def notebook(folder: Path, run: Run, naps: int, name: str, sign: Path) -> Job:
+    """A notebook that logs a step or draws an answer (the file `sign`), and then sleeps, while there are naps left."""
     code = f"""
 import time, pathlib
-stage = pathlib.Path({str(run / "sft")!r})
+stage = pathlib.Path({str(run / sign.parent)!r})
 stage.mkdir(parents=True, exist_ok=True)
-(stage / "log.jsonl").write_text('{{"step": 1}}')
+(stage / {sign.name!r}).write_text('{{"step": 1}}')
 with (stage / "starts").open("a") as file:
     print("start", file=file)
 if len((stage / "starts").read_text().splitlines()) <= {naps}:
     time.sleep(10_000)
 """
-    source = folder / "02_sft_warmup.ipynb"
+    source = folder / f"{name}.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), source)
-    return Job("02_sft_warmup", source, folder / "done.ipynb")
+    return Job(name, source, folder / "done.ipynb")
 
 
-@pytest.mark.parametrize("naps", [1, RESTARTS + 1])
-def test_a_notebook_that_stands_still_is_started_again(tmp_path, naps, capsys, monkeypatch):
-    profile, run = get_profile("smoke", {"patience": 0.03}), Run(tmp_path / "run")
-    job = notebook(tmp_path, run.folder, naps)
+@pytest.mark.parametrize(
+    "naps, name, sign",
+    [
+        (1, "02_sft_warmup", "sft/log.jsonl"),
+        (RESTARTS + 1, "02_sft_warmup", "sft/log.jsonl"),
+        (1, "05_bestk_and_pareto", "pools/sampling"),
+    ],
+    ids=["trains", "trains, never ends", "samples"],
+)
+def test_a_notebook_that_stands_still_is_started_again(tmp_path, naps, name, sign, capsys, monkeypatch):
+    profile, run, sign = get_profile("smoke", {"patience": 0.03}), Run(tmp_path / "run"), Path(sign)
+    job = notebook(tmp_path, run, naps, name, sign)
     execute = lambda job: notebooks._execute(job, {}, kernel_environment(profile, None))  # noqa: E731
     if naps > RESTARTS:
-        with pytest.raises(LabError, match="02_sft_warmup"):
+        with pytest.raises(LabError, match=name):
             notebooks._run_batch([job], execute, Display(profile, run, [job]), profile, run)
     else:
         notebooks._run_batch([job], execute, Display(profile, run, [job]), profile, run)
         assert job.done
-    assert capsys.readouterr().err.count("sft: no line in its log") == naps
-    assert (run / "sft" / "starts").read_text().count("start") == min(naps, RESTARTS) + 1
+    assert capsys.readouterr().err.count(f"{sign.parent}: no step and no answer") == naps
+    assert (run / sign.parent / "starts").read_text().count("start") == min(naps, RESTARTS) + 1

@@ -73,6 +73,22 @@ def test_all_notebooks_are_executed_once_with_the_settings(tmp_path):
     assert executed == []
 
 
+def test_the_rows_that_are_checked_are_counted_and_not_loaded_again(monkeypatch, capsys):
+    from vpo_lab.tasks import get_task
+
+    loaded, task = [], type(get_task("tiny_tools"))
+
+    class Counted(task):
+        def load(self, path=None, split="train"):
+            loaded.append(split)
+            return super().load(path, split)
+
+    monkeypatch.setattr("vpo_lab.course.notebooks.get_task", lambda name: Counted())
+    overrides = {"evaluation.held_out": 5, "evaluation.requests": 0}
+    run_pipeline("smoke", 0, "mine", overrides, execute=note_and_finish([]))
+    assert loaded == ["train", "test"] and "evaluation: 205 requests" in capsys.readouterr().err
+
+
 def test_a_stage_that_may_take_more_steps_runs_its_notebook_again(tmp_path):
     steady, executed = {"rl.schedule": "constant"}, []
     run_pipeline("smoke", 0, "mine", steady, execute=note_and_finish(executed))

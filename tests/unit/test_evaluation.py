@@ -14,7 +14,7 @@ from vpo_lab.course.results import find_results
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json
 from vpo_lab.metrics import expected_utility
-from vpo_lab.runs import Run
+from vpo_lab.runs import Run, Stage
 from vpo_lab.search.pool import Pool, evaluate, pool_names, sample_pool, sample_sets
 from vpo_lab.search.summary import at_k, describe, metrics_of, summarize
 from vpo_lab.tasks import get_task
@@ -339,7 +339,7 @@ def test_a_pool_that_is_there_is_not_sampled_again(run):
 
 
 @pytest.mark.parametrize("m, chains", [(1, 6), (3, 2), (4, 2)])
-def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch, m, chains):
+def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch, tmp_path, m, chains):
     """A stand-in for the model: it answers with the gold of the first row, in every chain."""
     from vpo_lab.chains import join_chain
     from vpo_lab.train.tiny_model import train_tokenizer
@@ -353,7 +353,7 @@ def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch,
         return [join_chain([rows[0]["gold"]] * m)] * len(prompts), list(range(len(prompts)))
 
     monkeypatch.setattr("vpo_lab.search.pool.sample", sample)
-    pool = sample_pool(SMOKE, task, None, train_tokenizer([]), rows, "vpo", m, seed=5)
+    pool = sample_pool(SMOKE, task, None, train_tokenizer([]), rows, "vpo", m, 5, Stage(tmp_path))
     assert pool.rewards_NCMD.shape == (3, chains, m, 4) and pool.m == m
     assert pool.tokens_NC.tolist() == np.arange(3 * chains).reshape(3, chains).tolist()
     assert pool.ids == tuple(row["id"] for row in rows)

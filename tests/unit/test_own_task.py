@@ -371,7 +371,8 @@ def test_the_check_names_the_first_mistake(tmp_path, old, new, named):
 @pytest.mark.parametrize("one", [ONE, "return [1 + 2e-16, -1e-17]", "return [float('nan'), 1]"])
 def test_a_sound_task_passes_the_check(tmp_path, one):
     (tmp_path / "sound.py").write_text(GOOD.replace(ONE, one))
-    check_task(get_task(f"{tmp_path / 'sound.py'}:Mine"))
+    task = get_task(f"{tmp_path / 'sound.py'}:Mine")
+    assert check_task(task) == {split: len(task.load(None, split)) for split in ("train", "test")}
 
 
 @pytest.mark.parametrize("name", ["tiny_tools", "maze", SPEC])

@@ -15,8 +15,10 @@ from plan import (
     SHAPES,
     Card,
     Shape,
+    Work,
     activations,
     card_of,
+    decoding,
     kv_bytes_per_token,
     logits,
     longest_of,
@@ -25,6 +27,7 @@ from plan import (
     peak,
     plan,
     remedies,
+    repeated_prompts,
     shape_of,
     trained,
     weights,
@@ -106,7 +109,7 @@ def test_memory_of_the_profile_on_24_gb_added_up_by_hand():
     assert result.total / 1e9 == pytest.approx(12 + 0.558 + 2.896 + 4.047 + 2, abs=0.01)
     assert result.kv_tokens == pytest.approx(7.059e9 / 114_688, abs=5)
     assert result.work["chains of 3, longest"].at_once == 10
-    assert result.work["singles, typical"].at_once == 32  # vLLM by Unsloth, where 8 GB or less are left for its cache
+    assert result.work["singles, typical"].at_once == int(7.059e9 / (950 + 83) / 114_688) == 59  # the cache is full
 
 
 def test_the_time_of_a_step_worked_out_by_hand():
@@ -126,10 +129,47 @@ def test_the_time_of_a_step_worked_out_by_hand():
     # TRL scores the rollouts of vLLM once more: one forward pass.
     scored = plan(qwen(rl__rollouts=16, policy__backend="vllm"), QWEN, card).work["chains of 3, typical"].train_seconds
     assert scored - work.train_seconds == pytest.approx(flops / 25e12 / 3, rel=0.06)
-    # Ten of sixteen fit the cache at their longest: the weights are read in two turns.
+    # Ten of sixteen fit the cache at their longest: vLLM takes the next when one has ended.
     longest = plan(profile, QWEN, card).work["chains of 3, longest"]
     caches = 1536 * 16 * (4096 + 768) * kv / 800e9
-    assert longest.decode_seconds == pytest.approx(2 * 1536 * token + caches + 2 * matrices * 4096 * 2 / 40e12)
+    assert longest.decode_seconds == pytest.approx(1.6 * 1536 * token + caches + 2 * matrices * 4096 * 2 / 40e12)
+
+
+def test_only_an_engine_that_schedules_itself_fills_the_place_of_what_has_ended():
+    work, card = Work(100, 950, 83, at_once=40), Card("round", 24, bandwidth=1000, tflops=100)
+    seconds = {
+        backend: decoding(qwen(policy__backend=backend), QWEN, card, work, 10, 0.5)
+        for backend in ("unsloth", "vllm", "transformers")
+    }
+    token = 2 * (1_409_286_144 + 311_164_928) / 800e9 + 3e-3
+    longest = longest_of(40, 83, 0.5)
+    assert seconds["unsloth"] == seconds["vllm"]
+    saved = 3 * longest - (1.5 * 83 + longest)
+    assert seconds["transformers"] - seconds["vllm"] == pytest.approx(saved * token)
+
+
+def test_steps_that_share_a_generation_wait_once_and_score_once_more():
+    card, settings = card_of("H100"), {"rl__steps": 240, "rl__checkpoint_every": 8}
+    one, four = (
+        plan(qwen(**settings, rl__steps_per_generation=n), QWEN, card).work["chains of 3, typical"] for n in (1, 4)
+    )
+    assert 0.25 * one.decode_seconds < four.decode_seconds < one.decode_seconds
+    assert four.train_seconds == pytest.approx(one.train_seconds * 4 / 3, rel=0.06)
+    parts = plan(qwen(**settings, rl__steps_per_generation=4), QWEN, card).parts
+    assert parts["vpo, 240 steps"] == pytest.approx(four.seconds * 240 / 3600)
+
+
+def test_the_prompts_that_are_read_again_are_told_for_each_method():
+    said = repeated_prompts(qwen())
+    assert "grpo 192 x 950 = 182,400, 92% of its tokens, for 192 answers" in said
+    assert "vpo 64 x 950 = 60,800, 77% of its tokens, for 192 answers" in said and "rl.equal=rollouts" in said
+    equal = qwen(rl__equal="rollouts")
+    assert "grpo 64 x 950 = 60,800, 92% of its tokens, for 64 answers" in repeated_prompts(equal)
+    work = plan(equal, QWEN, card_of("H100")).work
+    assert work["singles, typical"].rollouts == work["chains of 3, typical"].rollouts == 64
+    full, fewer = (plan(profile, QWEN, card_of("H100")).parts for profile in (qwen(), equal))
+    assert fewer["grpo, 250 steps"] < 0.5 * full["grpo, 250 steps"]
+    assert fewer["vpo, 250 steps"] == full["vpo, 250 steps"]
 
 
 def test_the_longest_of_many_is_what_a_simulation_finds():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from types import ModuleType, SimpleNamespace
 
@@ -205,6 +206,19 @@ def test_unsloth_gets_the_settings_of_the_profile(unsloth):
     assert arguments["max_seq_length"] == 4096 + 3 * 512 + SLACK
     assert arguments["fast_inference"] and arguments["load_in_4bit"] is False
     assert arguments["dtype"] is torch.bfloat16
+    assert arguments["max_num_seqs"] == 192  # GRPO's step: else vLLM takes 32 at a time where the cache is small
+
+
+@pytest.mark.parametrize(
+    "overrides, wanted",
+    [
+        ({"rl.equal": "rollouts"}, 64),
+        ({"rl.rollouts": 32, "rl.steps_per_generation": 2}, 192),
+        ({"rl.steps_per_generation": 2}, 255),  # 256 would mean that Unsloth chooses
+    ],
+)
+def test_vllm_decodes_all_rollouts_of_a_generation_side_by_side(overrides, wanted):
+    assert machine.rollouts_at_once(get_profile(FULL, overrides)) == wanted
 
 
 def test_another_model_in_the_same_process_is_refused(unsloth):
@@ -224,35 +238,137 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path):
             set_adapter(model, tmp_path / folder, seed=0)
 
 
-def test_vllm_samples_the_adapter_with_a_seed_for_each_prompt(monkeypatch):
+# --- Sampling by vLLM -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    """A module vllm whose engine answers every prompt with "a", its end and one token more; notes what it is asked."""
     tokenizer = train_tokenizer(["a b c"])
     (a,), (b,) = tokenizer(["a", "b"], add_special_tokens=False)["input_ids"]
-    asked = []
+    noted = SimpleNamespace(tokenizer=tokenizer, a=a, b=b, calls=[], engines=[], closed=0)
 
-    class SamplingParams(SimpleNamespace):
-        pass
+    def generate(prompts, sampling_params, lora_request, use_tqdm):
+        noted.calls.append((prompts, sampling_params, lora_request))
+        if use_tqdm:  # as vLLM has it: a bar over what is handed over, another over what is done
+            for _ in use_tqdm(prompts, desc="Adding requests"):
+                pass
+            bar = use_tqdm(total=len(prompts), desc="Processed prompts", dynamic_ncols=True, postfix="0 toks/s")
+            for _ in prompts:
+                bar.postfix = f"{1 / bar.format_dict['elapsed']} toks/s"
+                bar.update(1)
+            bar.close()
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=(a, tokenizer.eos_token_id, b))]) for _ in prompts]
 
-    def fast_generate(prompts, sampling_params, lora_request, use_tqdm):
-        asked.append((prompts, sampling_params, lora_request))
-        answer = [a, tokenizer.eos_token_id, b]
-        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer)]) for _ in prompts]
+    class LLM:
+        def __init__(self, **settings):
+            folder = Path(settings["tokenizer"])
+            noted.engines.append((settings, {path.name for path in folder.iterdir()}, dict(os.environ)))
+            os.environ["RANK"] = "0"  # as vLLM leaves it
+            self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self.close))
+            self.generate = generate
 
-    module = ModuleType("vllm")
-    module.SamplingParams = SamplingParams
-    monkeypatch.setitem(sys.modules, "vllm", module)
+        def close(self):
+            noted.closed += 1
+
+    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    vllm.SamplingParams, vllm.LLM = SimpleNamespace, LLM
+    request.LoRARequest = lambda *about: about
+    for module in (vllm, lora, request):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    noted.generate = generate
+    return noted
+
+
+ASKED = dict(max_new_tokens=5, temperature=0.5, top_p=0.9, seed=7, batch=2)
+
+
+def test_unsloths_vllm_is_given_all_prompts_at_once_with_a_seed_each_and_the_adapter(serving):
     model = SimpleNamespace(
-        eval=lambda: None, fast_generate=fast_generate, load_lora=lambda folder, load_tensors: ("live", load_tensors)
+        eval=lambda: None,
+        fast_generate=serving.generate,
+        load_lora=lambda folder, load_tensors: ("live", load_tensors),
     )
-    texts, lengths = sample(
-        model, tokenizer, ["b", "b", "a"], max_new_tokens=5, temperature=0.5, top_p=0.9, seed=7, batch=2
-    )
+    told = []
+    texts, lengths = sample(model, serving.tokenizer, ["b", "b", "a"], **ASKED, on_progress=told.append)
     assert texts == ["a", "a", "a"] and lengths == [2, 2, 2]  # the end counts, what follows it does not
-    prompts = [prompt["prompt_token_ids"] for call in asked for prompt in call[0]]
-    assert prompts == [[b], [b], [a]]
-    parameters = [one for call in asked for one in call[1]]
-    assert [one.seed for one in parameters] == [7, 8, 9]
+    ((prompts, parameters, adapter),) = serving.calls  # a batch of 2 is for those who cannot schedule
+    assert [prompt["prompt_token_ids"] for prompt in prompts] == [[serving.b], [serving.b], [serving.a]]
+    assert [one.seed for one in parameters] == [7, 8, 9] and adapter == ("live", True)
     assert {(one.max_tokens, one.temperature, one.top_p) for one in parameters} == {(5, 0.5, 0.9)}
-    assert {call[2] for call in asked} == {("live", True)}
+    assert told == [1, 2, 3, 3]  # one by one, as they are done, and at the end
+
+
+@pytest.fixture
+def plain(gpu, serving, monkeypatch, tmp_path):
+    """load_policy for plain TRL with vLLM, of a small model in a folder, on a machine without a GPU."""
+    small_model(serving.tokenizer).save_pretrained(tmp_path / "model")
+    serving.tokenizer.save_pretrained(tmp_path / "model")
+
+    def load(**overrides):
+        settings = {"policy.backend": "vllm", "policy.model": str(tmp_path / "model"), "policy.gpu_share": 0.4}
+        profile = get_profile(FULL, {**settings, **overrides})
+        with monkeypatch.context() as patch:
+            patch.setattr("vpo_lab.train.policy.check_backend", lambda profile: None)
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            return profile, *load_policy(profile, None, None, seed=0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("vpo_lab.train.sampling.ENGINE_PAYS", 3)
+    monkeypatch.delenv("RANK", raising=False)
+    return load
+
+
+def test_plain_trl_starts_a_vllm_for_many_prompts_and_ends_it(plain, serving):
+    profile, model, tokenizer = plain()
+    texts, _ = sample(model, tokenizer, ["a", "b", "b"], **ASKED)
+    assert texts == ["a", "a", "a"]
+    ((settings, files, _),) = serving.engines
+    assert settings["model"] == profile.policy.model and settings["dtype"] == "bfloat16"
+    assert (settings["enable_lora"], settings["max_lora_rank"]) == (True, 32)
+    assert settings["gpu_memory_utilization"] == 0.4 and settings["max_model_len"] == window(profile, 3)
+    assert settings["distributed_executor_backend"] is None
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files
+    ((prompts, parameters, adapter),) = serving.calls
+    assert adapter == ("policy", 1, settings["tokenizer"]) and len(prompts) == 3
+    assert [one.seed for one in parameters] == [7, 8, 9]
+    assert serving.closed == 1 and "RANK" not in os.environ and not Path(settings["tokenizer"]).exists()
+
+
+def test_a_vllm_of_ones_own_is_ended_when_sampling_fails(plain, serving):
+    def fail(done):
+        raise ValueError("no room")
+
+    _, model, tokenizer = plain()
+    with pytest.raises(ValueError, match="no room"):
+        sample(
+            model, tokenizer, ["a"] * 3, **ASKED, on_progress=lambda done: (_ for _ in ()).throw(ValueError("no room"))
+        )
+    assert serving.closed == 1
+
+
+def test_without_lora_it_is_given_all_weights(plain, serving):
+    _, model, tokenizer = plain(**{"policy.lora_rank": 0, "policy.dtype": "float32"})
+    sample(model, tokenizer, ["a"] * 3, **ASKED)
+    ((settings, files, _),) = serving.engines
+    assert settings["model"] == settings["tokenizer"] and "model.safetensors" in files
+    assert settings["enable_lora"] is False and serving.calls[0][2] is None
+
+
+def test_each_of_several_processes_has_an_engine_as_trl_starts_it(plain, serving, monkeypatch):
+    _, model, tokenizer = plain()
+    monkeypatch.setattr(machine, "world_size", lambda: 2)
+    ended = []
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "_shut_down", lambda llm: ended.append(llm))
+        sample(model, tokenizer, ["a"] * 3, **ASKED)
+    assert serving.engines[0][0]["distributed_executor_backend"] == "external_launcher" and len(ended) == 1
+
+
+def test_for_a_few_prompts_no_engine_is_started(plain, serving):
+    _, model, tokenizer = plain()
+    texts, lengths = sample(model, tokenizer, ["a", "b"], **ASKED)
+    assert len(texts) == 2 and not serving.engines and all(1 <= length <= 5 for length in lengths)
 
 
 # --- Plain transformers on a CPU ---------------------------------------------------------------

@@ -403,6 +403,19 @@ def test_a_run_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatc
     runs.check_shared(Run(tmp_path))
 
 
+def test_a_sampling_stands_still_when_no_answer_comes_and_leaves_nothing_behind(tmp_path):
+    stage, now = Run(tmp_path).stage("sft"), time.time()
+    sign = stage / runs.SAMPLING
+    with stage.sampling() as beat:
+        assert sign.exists() and not stage.stands_still(now - 200, 1)
+        os.utime(sign, (now - 120, now - 120))
+        assert stage.stands_still(now - 200, 1)
+        assert not stage.stands_still(now - 100, 1)  # of a process before this one
+        beat()
+        assert not stage.stands_still(now - 200, 1)
+    assert not sign.exists() and not stage.stands_still(0, 1)
+
+
 def test_a_stage_stands_still_when_its_log_does_until_it_has_a_policy(tmp_path):
     stage, now = Run(tmp_path).stage("vpo"), time.time()
     assert not stage.stands_still(0, 1)  # not begun: it loads, or samples

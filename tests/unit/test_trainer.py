@@ -14,7 +14,7 @@ from transformers import Qwen3ForCausalLM
 from vpo_lab.chains import join_chain
 from vpo_lab.errors import LabError
 from vpo_lab.train.decoding import merged_weights
-from vpo_lab.train.gpu import GENERATES_WITH_ADAPTER, check_engine, left_packed
+from vpo_lab.train.gpu import GENERATES_WITH_ADAPTER, check_engine, check_plain_engine, left_packed
 from vpo_lab.train.trainer import course_metrics, describe_rollout, earned
 from vpo_lab.weights import dirichlet_weights, set_reward
 
@@ -149,6 +149,51 @@ def test_an_engine_that_unsloth_did_not_take_over_is_refused(changes, line):
     check_engine(generation())
     with pytest.raises(LabError, match=line):
         check_engine(generation(**changes))
+
+
+def plain_trainer(mode: str = "colocate", **changes) -> SimpleNamespace:
+    """What a trainer of plain TRL has that samples by vLLM, but for `changes`."""
+    model, engine = object(), type(changes.pop("engine", "LLM" if mode == "colocate" else "VLLMClient"), (), {})()
+    kind = type(changes.pop("kind", "VLLMGeneration"), (), {"generate": lambda self: None})
+    if changes.pop("unsloth", False):
+        setattr(kind.generate, GENERATES_WITH_ADAPTER, True)
+    made = kind()
+    made.model = changes.pop("other", model)
+    if changes.pop("sends", True):
+        made._iter_named_params = lambda: ()
+    setattr(made, "llm" if mode == "colocate" else "vllm_client", engine)
+    use_vllm = changes.pop("use_vllm", True)
+    assert not changes
+    return SimpleNamespace(use_vllm=use_vllm, vllm_generation=made, model=model, args=SimpleNamespace(vllm_mode=mode))
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"use_vllm": False}, "not by vLLM"),
+        ({"kind": "Generation"}, "not by vLLM"),
+        ({"engine": "AsyncLLM"}, "another engine"),
+        ({"unsloth": True}, "Unsloth has changed"),
+        ({"other": object()}, "other weights"),
+        ({"sends": False}, "other weights"),
+    ],
+)
+def test_an_engine_that_is_not_trls_own_vllm_is_refused(mode, changes, line):
+    check_plain_engine(plain_trainer(mode))
+    with pytest.raises(LabError, match=line):
+        check_plain_engine(plain_trainer(mode, **changes))
+
+
+def test_trl_has_what_the_check_of_its_vllm_goes_by():
+    from inspect import getsource
+
+    from trl.generation import vllm_generation
+
+    kind = vllm_generation.VLLMGeneration
+    assert "import LLM" in getsource(vllm_generation) and "self.llm = LLM(" in getsource(kind._init_vllm)
+    assert "self.vllm_client = VLLMClient(" in getsource(kind._init_vllm)
+    assert "self._iter_named_params()" in getsource(kind.sync_weights)  # what is replaced for LoRA is what is sent
 
 
 @pytest.mark.skipif(not WHEELS, reason="Unsloth's wheels are not in build/unsloth: make unsloth")

@@ -26,6 +26,7 @@ from vpo_lab.train.prompts import (
     load_rows,
     render_prompt,
     rollouts_per_prompt,
+    rollouts_per_step,
 )
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
@@ -209,13 +210,14 @@ def test_rows_that_the_start_solves_in_all_samples_are_left_out(monkeypatch, tmp
 
     monkeypatch.setattr(training, "draw_answers", answers)
     profile, path = small(rl__drop_solved=3), tmp_path / "solved.json.gz"
+    rest = {"path": path, "seed": 0, "stage": Run(tmp_path).stage("vpo")}
     for _ in range(2):  # by the second method the samples are there
-        kept = training.without_solved(profile, TINY_TOOLS, None, None, rows, path, seed=0)
+        kept = training.without_solved(profile, TINY_TOOLS, None, None, rows, **rest)
         assert [row["id"] for row in kept] == [rows[i]["id"] for i in (1, 2, 4)]
     assert asked == [3] and "2 of 5 rows are solved" in capsys.readouterr().out
-    assert training.without_solved(small(), TINY_TOOLS, None, None, rows, path, seed=0) == rows  # off
+    assert training.without_solved(small(), TINY_TOOLS, None, None, rows, **rest) == rows  # off
     with pytest.raises(LabError, match="every row is solved"):
-        training.without_solved(profile, TINY_TOOLS, None, None, [rows[0], rows[3]], path, seed=0)
+        training.without_solved(profile, TINY_TOOLS, None, None, [rows[0], rows[3]], **rest)
 
 
 # --- Rows -------------------------------------------------------------------------------------
@@ -688,3 +690,84 @@ def test_rollouts_of_another_policy_end_the_training_at_its_first_step(run, monk
 def test_without_vllm_nothing_is_compared(run):
     train_rl(small(rl__steps=1), "vpo", run, seed=0)
     assert "sampling_difference" not in run.log("vpo")[0] and "entropy" in run.log("vpo")[0]
+
+
+# --- A generation for several steps -------------------------------------------------------------
+
+
+def generations(monkeypatch) -> list[int]:
+    """How many rollouts each generation of a training makes."""
+    made = []
+    spy(monkeypatch, VPOMixin, "_generate_and_score_completions", lambda batch, inputs: made.append(len(inputs)))
+    return made
+
+
+@pytest.mark.parametrize("method", ["vpo", "vpo_credit", "grpo"])
+def test_steps_that_share_a_generation_are_off_policy_and_the_log_says_how_far(run, monkeypatch, method):
+    made, used = generations(monkeypatch), []
+    spy(monkeypatch, GRPOTrainer, "_compute_loss", lambda loss, model, inputs: used.append(dict(inputs)))
+    profile = small(rl__steps=6, rl__steps_per_generation=3, rl__checkpoint_every=3, rl__micro_rollouts=8)
+    rollouts = rollouts_per_step(profile, method)
+    train_rl(profile, method, run, seed=0)
+    assert made == [3 * rollouts] * 2
+    log = run.log(method)
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert [entry["ratio_from_one"] == 0 for entry in log] == [True, False, False] * 2
+    assert all(0 <= entry["beyond_clip"] <= 1 for entry in log)
+    assert all(entry["set_reward"] == log[3]["set_reward"] for entry in log[3:])  # of the rollouts that they share
+    assert len({entry["loss"] for entry in log}) == 6
+    # Every rollout once, with the probability that it was sampled with: else the ratio would be 1 at every step.
+    assert sum(len(inputs["completion_ids"]) for inputs in used) == 6 * rollouts
+    assert all("old_per_token_logps" in inputs for inputs in used)
+
+
+def test_alone_a_step_has_fresh_rollouts_and_nothing_of_that_is_logged(run, monkeypatch):
+    made = generations(monkeypatch)
+    train_rl(small(rl__steps=2), "vpo", run, seed=0)
+    assert made == [16, 16] and not {"ratio_from_one", "beyond_clip"} & set(run.log("vpo")[1])
+
+
+def test_a_run_that_shares_generations_is_resumed_as_if_it_had_not_been_killed(run, tmp_path, monkeypatch):
+    profile = small(rl__steps=6, rl__steps_per_generation=2, rl__checkpoint_every=2)
+    straight = Run(tmp_path / "straight")
+    shutil.copytree(run, straight)
+    train_rl(profile, "vpo", straight, seed=0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 5)
+        train_rl(profile, "vpo", run, seed=0)
+    train_rl(profile, "vpo", run, seed=0)
+    assert_same_end(straight / "vpo", run / "vpo", 6)
+
+
+def test_the_clock_stops_it_between_generations(run, monkeypatch):
+    profile = small(rl__steps=4, rl__steps_per_generation=2, rl__checkpoint_every=2)
+    train_rl(profile, "vpo", Run(run.folder, until=1.0), seed=0)  # the time was up before the first step
+    assert run.stage("vpo").stopped["step"] == 2
+
+
+def test_rollouts_may_be_equal_instead_of_answers():
+    profile = small(rl__equal="rollouts")
+    assert {name: rollouts_per_step(profile, name) for name in ("grpo", "vpo")} == {"grpo": 16, "vpo": 16}
+    assert {name: rollouts_per_step(small(), name) for name in ("grpo", "vpo")} == {"grpo": 48, "vpo": 16}
+
+
+# --- Looks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend, at_once", [("vllm", 16 * 8), ("unsloth", 16 * 8), ("transformers", 5 * 8)])
+def test_an_engine_that_schedules_itself_is_given_a_whole_look(backend, at_once):
+    profile = get_profile("qwen3-1.7b", {"policy.backend": backend, "evaluation.batch": 47})
+    assert training.rollouts_of_a_look(profile, 8) == at_once
+
+
+def test_a_look_samples_all_requests_at_once_and_needs_no_probabilities(run, monkeypatch):
+    made = generations(monkeypatch)
+    monkeypatch.setattr(training, "rollouts_of_a_look", lambda profile, group: 4 * group)
+    scored = []
+    spy(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies", lambda result, *_, **__: scored.append(1))
+    looks = {"evaluation__every": 2, "evaluation__watch_requests": 4, "evaluation__held_out": 4}
+    profile = small(rl__steps=2, rl__kl=0.1, rl__micro_rollouts=0, **looks)
+    train_rl(profile, "vpo", run, seed=0)
+    assert made == [16, 16, 16]  # two steps, and one look at 4 requests
+    assert len(scored) == 4  # of a step: by the trained policy, and by its warmup; of the look none
+    assert len(run.stage("vpo").eval_log()) == 1

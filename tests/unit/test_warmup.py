@@ -103,7 +103,7 @@ def test_samples_are_drawn_once_kept_and_shown(asked, tmp_path, capsys):
     ((prompts, settings),) = asked
     assert prompts == [f"{row['prompt'][-1]['content']} x1" for row in rows for _ in range(3)]
     assert settings["temperature"] == 0.9 and settings["max_new_tokens"] == profile.policy.max_answer_tokens
-    assert "67% came to an end" in capsys.readouterr().out
+    assert "of 12, 67% came to an end and 67% are well formed" in capsys.readouterr().out
     again = own_demonstrations(profile, real, tmp_path / "policy", path, seed=5)
     assert len(asked) == 1 and path.exists()
     for row in rows:

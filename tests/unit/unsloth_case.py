@@ -89,21 +89,32 @@ def as_unsloth_has_it(model):
 
 
 def train(trainer_class, config_class, folder: Path, prepare=lambda model: model) -> dict:
-    """Two steps with an advantage per set and per answer: by method, the batches, the log and the weights."""
+    """Two steps with an advantage per set, per answer, and of one generation: batches, log, gradients and weights."""
+    from transformers import TrainerCallback
     from trl_case import arguments, has_a, random_texts, rows, scripted, short, small_model, small_tokenizer
 
+    class Gradients(TrainerCallback):
+        def __init__(self):
+            self.seen = []
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            self.seen.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+
     tokenizer, saw = small_tokenizer(), {}
-    for method in ("vpo", "vpo_credit"):
+    for name, method, passes in (("vpo", "vpo", 2), ("vpo_credit", "vpo_credit", 2), ("shared", "vpo", 4)):
+        gradients = Gradients()
         trainer = scripted(trainer_class, random_texts(0), cut=lambda number: number == 3)(
             model=prepare(small_model(tokenizer)),
             reward_funcs=[has_a, short],
-            args=arguments(config_class, folder / method, method=method, **SAME),
+            args=arguments(config_class, folder / name, method=method, steps_per_generation=passes, **SAME),
             train_dataset=rows(),
             processing_class=tokenizer,
+            callbacks=[gradients],
         )
         trainer.train()
         weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        saw[method] = {"batches": trainer.batches, "log": trainer.state.log_history, "weights": weights}
+        log = trainer.state.log_history
+        saw[name] = {"batches": trainer.batches, "log": log, "gradients": gradients.seen, "weights": weights}
     return saw
 
 
@@ -150,9 +161,12 @@ if __name__ == "__main__":
     load_unsloth()
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+    from unsloth_stages import run_stages
+
     from vpo_lab import VPOConfig, VPOTrainer
 
     target = Path(sys.argv[1])
     seen = train(VPOTrainer, VPOConfig, target.parent / "unsloth", as_unsloth_has_it)
     seen["longest"] = [after_the_longest(VPOTrainer, VPOConfig, target.parent, tried) for tried in (False, True)]
+    seen["stages"] = run_stages(target.parent / "stages")
     target.write_bytes(pickle.dumps({**seen, "bases": [parent.__name__ for parent in VPOTrainer.__mro__]}))

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from .sampling_params import StructuredOutputsParams
@@ -83,7 +83,7 @@ class LLM:
         prompts: Any,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = ...,
         *,
-        use_tqdm: bool = ...,
+        use_tqdm: bool | Callable[..., Any] = ...,
         lora_request: Any = ...,
     ) -> list[RequestOutput]: ...
     def get_tokenizer(self) -> Any: ...

@@ -34,7 +34,7 @@ from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics
 from vpo_lab.show.live import duration
 from vpo_lab.show.style import method_label
 from vpo_lab.tasks.judges.optimum import METHODS as PRICED
-from vpo_lab.train.prompts import rollouts_per_prompt
+from vpo_lab.train.prompts import rollouts_per_step
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
 
@@ -462,10 +462,10 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
     flat_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
     trained = {}
     if job.start is not None:
-        rollouts = profile.rl.rollouts // profile.rl.group_size * rollouts_per_prompt(profile, method)
+        tokens = sum(e["completions/mean_length"] for e in log) * rollouts_per_step(profile, method)
         trained = {
             "minutes": round(sum(e["step_time"] for e in log) / 60, 2),
-            "generated_tokens": round(sum(e["completions/mean_length"] for e in log) * rollouts),
+            "generated_tokens": round(tokens),
             "entropy": round(final_entropy(log), 4),
         }
     return {

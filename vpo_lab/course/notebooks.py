@@ -25,7 +25,7 @@ from vpo_lab.files import read_json, write_bytes
 from vpo_lab.methods import get_method
 from vpo_lab.metrics import power
 from vpo_lab.processes import Session, session, without_launcher
-from vpo_lab.runs import LOG, Run, find_run, open_run
+from vpo_lab.runs import LOG, POOLS, Run, find_run, open_run
 from vpo_lab.search.pool import pool_names
 from vpo_lab.show.live import MEASURED, duration, projection
 from vpo_lab.tasks import get_task
@@ -48,6 +48,7 @@ FREE = "00_vpo_in_ten_minutes"  # numpy alone: it takes no parameters, opens no 
 # What trains policies of its own, in a folder of its own: notebook -> the profile's field, and the folder.
 ALONE = {"06_code_and_search": "code", "07_judges_and_hacking": "judges"}
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
+EVALUATING = "05_bestk_and_pareto"
 
 # What cells need beyond what a training needs.
 COURSE_RULES = (
@@ -100,6 +101,11 @@ def stages_of(profile: Profile) -> dict[str, str]:
     return dict(zip(TRAINING, ("sft", *profile.methods), strict=True))
 
 
+def watched_of(profile: Profile) -> dict[str, str]:
+    """Return notebook -> the folder of the run in which it trains or samples."""
+    return {**stages_of(profile), EVALUATING: POOLS}
+
+
 def waves_of(profile: Profile) -> list[tuple[str, ...]]:
     """Return the notebooks of a run, in waves that may run side by side; 06 and 07 where the profile names theirs."""
     left_out = {name for name, field in ALONE.items() if not getattr(profile, field)}
@@ -141,10 +147,9 @@ def run_pipeline(
     if max_hours is not None and not max_hours >= 0:
         raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
     check_backend(profile)
-    task = get_task(profile.task)
-    check_task(task, profile.data or None)  # a wrong path ends here, not in 02
+    rows = check_task(get_task(profile.task), profile.data or None)  # a wrong path ends here, not in 02
     if profile.evaluation.held_out:
-        found = len(task.load(profile.data or None, "test")) + profile.evaluation.held_out
+        found = rows["test"] + profile.evaluation.held_out
         print(f"evaluation: {power(min(profile.evaluation.requests or found, found))}", file=sys.stderr)
     # Absolute: kernels work in the notebooks' folder, the user names folders from here.
     folder = find_run(profile, run_dir).folder
@@ -223,8 +228,8 @@ def kernel_environment(profile: Profile, until: float | None, price: float | Non
 
 
 def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display, profile: Profile, run: Run) -> None:
-    """Run notebooks side by side; one whose training stands still is ended and goes on, `RESTARTS` times."""
-    trains = stages_of(profile)
+    """Run notebooks side by side; one that stands still while it trains or samples is started again."""
+    watched = watched_of(profile)
 
     def note_errors(job: Job) -> None:
         try:
@@ -248,9 +253,9 @@ def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display
     while alive := [job for job in jobs if job.thread.is_alive()]:
         display.refresh()
         for job in alive:
-            if not job.kernel or job.stood_still or job.name not in trains:
+            if not job.kernel or job.stood_still or job.name not in watched:
                 continue
-            if still := stage_that_stands_still(run, [trains[job.name]], job.began, profile.patience):
+            if still := stage_that_stands_still(run, [watched[job.name]], job.began, profile.patience):
                 print(f"\n{job.name}, {stood_still(still, profile.patience)}", file=sys.stderr)
                 job.stood_still = True
                 end_group(job.kernel)

@@ -28,7 +28,7 @@ from vpo_lab.search.pool import Pool, pool_names
 from vpo_lab.search.summary import at_k, distinct_answers
 from vpo_lab.search.summary import collinearity as mean_correlation
 from vpo_lab.tasks import get_task
-from vpo_lab.train.prompts import rollouts_per_prompt
+from vpo_lab.train.prompts import rollouts_per_step
 
 Tables = dict[str, pd.DataFrame]
 
@@ -204,8 +204,7 @@ def _answers(world: str, variant: str, steps: int, m: int) -> str:
     """How many answers a training samples, in thousands: the budget that is equal."""
     if variant not in VARIANTS:
         return "–"
-    rl = (profile := Job(Path(), world, variant, 0).profile).rl
-    rollouts = rl.rollouts // rl.group_size * rollouts_per_prompt(profile, VARIANTS[variant].method)
+    rollouts = rollouts_per_step(Job(Path(), world, variant, 0).profile, VARIANTS[variant].method)
     return f"{steps * rollouts * m / 1e3:.0f}"
 
 

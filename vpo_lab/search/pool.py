@@ -14,12 +14,11 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import METHODS
 from vpo_lab.metrics import mean_reward, solved
-from vpo_lab.runs import Run
-from vpo_lab.show.live import StageProgress
+from vpo_lab.runs import Run, Stage
 from vpo_lab.tasks import Task, get_task, score_chains
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import answers_per_rollout, evaluation_rows, render_prompt, sample_goal
-from vpo_lab.train.sampling import sample
+from vpo_lab.train.sampling import sample, shown
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = 
     task, stage, m, states_goal = asked_for(profile, name, method)
     model, tokenizer = load_policy(profile, task, run.stage(stage).policy, seed)
     rows = evaluation_rows(profile, task, tokenizer)
-    pool = sample_pool(profile, task, model, tokenizer, rows, name + suffix, m, seed, states_goal=states_goal)
+    pool = sample_pool(
+        profile, task, model, tokenizer, rows, name + suffix, m, seed, Stage(path.parent), states_goal=states_goal
+    )
     pool.save(path)
     return pool
 
@@ -128,11 +129,13 @@ def sample_pool(
     name: str,
     m: int,
     seed: int,
+    folder: Stage,
     states_goal: bool = False,
 ) -> Pool:
     """Sample `evaluation.candidates` candidates per row, ceil(n / m) chains of m, and score them.
 
-    `states_goal`: every chain is asked for under a random weighting of its own.
+    A sign of life is left in `folder` meanwhile. `states_goal`: every chain is asked for under a random weighting of
+    its own.
     """
     settings = profile.evaluation
     chains = math.ceil(settings.candidates / m)
@@ -142,19 +145,18 @@ def sample_pool(
         for row in rows
         for _ in range(chains)
     ]
-    progress = StageProgress(f"candidates of {name}", len(prompts))
-    texts, tokens = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=profile.policy.max_answer_tokens * m,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=seed + 1_000_003,  # not the seed of a training
-        batch=settings.batch,
-        on_progress=progress.update,
-    )
-    progress.close()
+    with shown(f"candidates of {name}", len(prompts), folder) as tell:
+        texts, tokens = sample(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=profile.policy.max_answer_tokens * m,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=seed + 1_000_003,  # not the seed of a training
+            batch=settings.batch,
+            on_progress=tell,
+        )
     rewards_BMD = score_chains(task, texts, [row for row in rows for _ in range(chains)], m)
     answers = [split_chain(text, m) for text in texts]
     return Pool(

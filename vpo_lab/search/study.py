@@ -13,7 +13,7 @@ from pathlib import Path
 from vpo_lab.chains import split_chain
 from vpo_lab.config import Profile
 from vpo_lab.files import read_json, write_json
-from vpo_lab.runs import Run
+from vpo_lab.runs import Run, Stage
 from vpo_lab.search.closure import reachable
 from vpo_lab.search.evolution import BUDGETS, Evolution
 from vpo_lab.search.loop import best_of_n, evolve, sampled
@@ -46,7 +46,9 @@ def study(profile: Profile, name: str, run: Run, seed: int, *, method: str = "",
         controls = closures = [None] * len(rows)
     else:
         many = profile.with_overrides({"evaluation.candidates": math.ceil(ANSWERS / m) * m})
-        pool = sample_pool(many, task, model, tokenizer, rows, name + suffix, m, seed + 1, states_goal=states_goal)
+        pool = sample_pool(
+            many, task, model, tokenizer, rows, name + suffix, m, seed + 1, Stage(path.parent), states_goal=states_goal
+        )
         answers = [[answer for chain in chains for answer in chain] for chains in pool.answers]
         first = [own[:CANDIDATES] for own in answers]
         evolutions = evolve(task, rows, sampled(first, rows), CANDIDATES, seed=seed)

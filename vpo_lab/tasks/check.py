@@ -19,8 +19,10 @@ _METHODS = ("score", "load", "demonstrations")
 _MEMBERS = ("name", "objectives", *_METHODS)
 
 
-def check_task(task: Task, path: str | None = None) -> None:
+def check_task(task: Task, path: str | None = None) -> dict[str, int]:
     """Load both splits, answer some rows and score the answers; LabError for the first mistake.
+
+    Returns how many rows each split has.
 
     `path` is what `load` is given. Checked: the members of `Task`, unique row ids, n texts for n
     demonstrations, one reward vector per answer in [0, 1] or NaN, NaN for the same objectives in every
@@ -36,13 +38,16 @@ def check_task(task: Task, path: str | None = None) -> None:
         raise LabError(f"{task.name}: objectives is {_short(names)}: write a tuple of names, ('a', 'b')")
     if len(set(names)) < len(names):
         raise LabError(f"{task.name}: objectives {_short(names)} has a name twice: make them different")
+    counts = {}
     for split in ("train", "test"):
         rows = _call(task, "load", path, split)
+        counts[split] = len(rows)
         _check_rows(task, rows, split)
         for row in rows[:ROWS]:
             _check_answers(task, row)
     if hasattr(task, "references"):
         print0(collinearity(task, path)[1])
+    return counts
 
 
 def collinearity(task: Task, path: str | None = None) -> tuple[np.ndarray, str]:

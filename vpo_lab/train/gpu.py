@@ -5,21 +5,43 @@ from __future__ import annotations
 import math
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from vpo_lab.config import Profile
 from vpo_lab.errors import LabError
 from vpo_lab.files import cache_folder
-from vpo_lab.processes import _quiet_libraries, rank, world_size
+from vpo_lab.processes import RENDEZVOUS, _quiet_libraries, environment_kept, rank, world_size
 from vpo_lab.tasks import Task
 from vpo_lab.train.prompts import _with_pad_and_eos, window
+from vpo_lab.train.sampling import _free_gpu
 from vpo_lab.train.stage import keywords
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
 
 BACKENDS = ("scratch", "transformers", "vllm", "unsloth")
 
 NEEDS = {"vllm": ("vllm",), "unsloth": ("unsloth", "vllm")}  # what the first two have is always installed
+
+
+def schedules_itself(profile: Profile) -> bool:
+    """Return True if rollouts are by vLLM, which schedules whatever it is given."""
+    return profile.policy.backend in NEEDS
+
+
+def rollouts_at_once(profile: Profile) -> int:
+    """Return how many rollouts vLLM is to decode side by side: all of a generation, whatever the method.
+
+    At most 255: Unsloth takes 256 for "as you like", and then allows 32 where the cache has 8 GB.
+    """
+    rl = profile.rl
+    return min(255, rl.rollouts * rl.steps_per_generation * (rl.candidates if rl.equal == "answers" else 1))
 
 
 def check_backend(profile: Profile) -> None:
@@ -111,6 +133,7 @@ def _load_unsloth(profile: Profile, task: Task, source: Path | None, seed: int):
             fast_inference=True,
             max_lora_rank=policy.lora_rank,
             gpu_memory_utilization=policy.gpu_share,
+            max_num_seqs=rollouts_at_once(profile),
             use_exact_model_name=True,
         )
         check_window(model, policy.gpu_share, longest)
@@ -233,10 +256,33 @@ def check_engine(trainer) -> None:
         "rollouts are sampled without the adapter": getattr(generation.generate, GENERATES_WITH_ADAPTER, False)
         and getattr(generation, "_unsloth_load_lora", None) is not None,
     }
+    _refuse_unless(wanted)
+
+
+def check_plain_engine(trainer) -> None:
+    """Raise a LabError unless rollouts come from TRL's own vLLM, and it is sent the weights that are trained."""
+    generation = getattr(trainer, "vllm_generation", None)
+    engine = getattr(generation, "llm" if trainer.args.vllm_mode == "colocate" else "vllm_client", None)
+    wanted = {
+        "rollouts are not by vLLM": trainer.use_vllm and type(generation).__name__ == "VLLMGeneration",
+        # With a server, the first of several processes alone speaks to it.
+        "rollouts are by another engine": type(engine).__name__ in PLAIN_ENGINES or (engine is None and rank() > 0),
+        "Unsloth has changed how rollouts are made": not hasattr(
+            getattr(generation, "generate", None), GENERATES_WITH_ADAPTER
+        ),
+        "vLLM would be sent other weights": getattr(generation, "model", None) is trainer.model
+        and hasattr(generation, "_iter_named_params"),
+    }
+    _refuse_unless(wanted)
+
+
+def _refuse_unless(wanted: dict[str, bool]) -> None:
     for what, is_right in wanted.items():
         if not is_right:
             raise LabError(f"{what}: install the versions of Unsloth, TRL and vLLM that requirements/gpu.lock names")
 
+
+PLAIN_ENGINES = ("LLM", "VLLMClient")  # of vllm, beside the training; of trl, for a server
 
 # What unsloth 2026.10.7 sets on VLLMGeneration.generate when it has wrapped it (models/rl_replacements.py).
 GENERATES_WITH_ADAPTER = "_unsloth_vllm_generation_lora_wrapped"
@@ -259,13 +305,50 @@ def left_packed(inputs: dict, pad_token_id: int):
     return advantages_BT.new_zeros(rows, width + widest).scatter_(1, columns_BT, advantages_BT)
 
 
+@contextmanager
+def vllm_of_its_own(profile: Profile, model, tokenizer) -> Iterator[tuple[LLM, LoRARequest | None]]:
+    """Start a vLLM that answers as a model of plain TRL does now: yields it, and what to ask it with (the adapter).
+
+    TRL's own is part of a trainer: it starts when that is built and ends with it, while the warmup's own samples,
+    `rl.drop_solved` and pools are drawn without a trainer. This one has `policy.gpu_share` while the block runs.
+    """
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    policy = profile.policy
+    with TemporaryDirectory() as folder, environment_kept(*RENDEZVOUS):
+        model.save_pretrained(folder)  # the adapter, or without one all weights
+        tokenizer.save_pretrained(folder)
+        llm = LLM(
+            model=policy.model if policy.lora_rank else folder,
+            tokenizer=folder,
+            dtype=policy.dtype,
+            gpu_memory_utilization=policy.gpu_share,
+            max_model_len=window(profile, profile.rl.candidates),
+            enable_lora=bool(policy.lora_rank),
+            max_lora_rank=policy.lora_rank or 16,
+            # Each of several processes has one on its own GPU, as TRL starts them.
+            distributed_executor_backend="external_launcher" if world_size() > 1 else None,
+        )
+        try:
+            yield llm, LoRARequest("policy", 1, folder) if policy.lora_rank else None
+        finally:
+            _shut_down(llm)
+            del llm
+            _free_gpu()
+
+
+def _shut_down(llm: LLM) -> None:
+    # The whole engine takes the process group with it, which other processes still train in.
+    engine = llm.llm_engine
+    (engine.engine_core if world_size() == 1 else engine.model_executor).shutdown()
+
+
 def close_vllm(trainer) -> None:
     """Give back the GPU memory or the ports that TRL's vLLM holds: notebooks train and evaluate in one process."""
     generation = trainer.vllm_generation
     if generation.mode == "colocate":
-        engine = generation.llm.llm_engine
-        # The whole engine takes the process group with it, which other processes still train in.
-        (engine.engine_core if world_size() == 1 else engine.model_executor).shutdown()
+        _shut_down(generation.llm)
         del generation.llm
     elif rank() == 0:
         generation.vllm_client.close_communicator()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from vpo_lab.chains import join_chain
@@ -11,7 +12,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.processes import _quiet_libraries
 from vpo_lab.tasks import Task
 from vpo_lab.train.decoding import decode_by_graph
-from vpo_lab.train.gpu import _load_unsloth, check_backend
+from vpo_lab.train.gpu import _load_unsloth, check_backend, vllm_of_its_own
 from vpo_lab.train.prompts import _with_pad_and_eos, render_prompt
 from vpo_lab.train.sampling import _free_gpu
 from vpo_lab.weights import draw_goal
@@ -26,7 +27,7 @@ def load_policy(profile: Profile, task: Task, source: Path | None, seed: int):
     loaders = {
         "scratch": _load_scratch,
         "transformers": _load_transformers,
-        "vllm": _load_transformers,  # vLLM is TRL's business, see `trl_arguments`
+        "vllm": _load_transformers,  # rollouts are TRL's business, see `trl_arguments`
         "unsloth": _load_unsloth,
     }
     if source is not None and not (source / "config.json").exists() and not (source / "adapter_config.json").exists():
@@ -126,4 +127,6 @@ def _load_transformers(profile: Profile, task: Task, source: Path | None, seed: 
         model = get_peft_model(model, lora) if is_new else PeftModel.from_pretrained(model, source, is_trainable=True)
     if torch.cuda.is_available():
         decode_by_graph(model)
+    if policy.backend == "vllm":
+        model.start_vllm = partial(vllm_of_its_own, profile, model, tokenizer)
     return model, tokenizer

@@ -91,8 +91,18 @@ def answers_per_rollout(profile: Profile, method: str) -> int:
 
 
 def rollouts_per_prompt(profile: Profile, method: str) -> int:
-    """Return G, the rollouts per prompt. Equal budgets: with one answer in a rollout, a group has M times as many."""
+    """Return G, the rollouts per prompt. Equal budgets of answers: with one in a rollout, a group has M times as many.
+
+    With `rl.equal` "rollouts" it has as many as the others, and so an M-th of the answers.
+    """
+    if profile.rl.equal == "rollouts":
+        return profile.rl.group_size
     return profile.rl.group_size * profile.rl.candidates // answers_per_rollout(profile, method)
+
+
+def rollouts_per_step(profile: Profile, method: str) -> int:
+    """Return how many rollouts an optimizer step trains on, in groups of `rollouts_per_prompt`."""
+    return profile.rl.rollouts // profile.rl.group_size * rollouts_per_prompt(profile, method)
 
 
 def method_of(profile: Profile, name: str) -> Method:

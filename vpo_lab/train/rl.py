@@ -17,11 +17,21 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_json
 from vpo_lab.methods import Method, get_method
 from vpo_lab.metrics import solved
-from vpo_lab.processes import broadcast, environment_kept, gather, join_others, print0, rank, wait_for_all
+from vpo_lab.processes import (
+    RENDEZVOUS,
+    broadcast,
+    environment_kept,
+    gather,
+    join_others,
+    print0,
+    rank,
+    wait_for_all,
+    world_size,
+)
 from vpo_lab.runs import Run, Stage, check_shared, find_run, open_run
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.tasks.check import check_task
-from vpo_lab.train.gpu import check_backend, close_vllm, trl_arguments
+from vpo_lab.train.gpu import check_backend, close_vllm, schedules_itself, trl_arguments
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import (
     HELD_OUT,
@@ -30,6 +40,7 @@ from vpo_lab.train.prompts import (
     method_of,
     render_prompt,
     rollouts_per_prompt,
+    rollouts_per_step,
     sample_goal,
 )
 from vpo_lab.train.sft import draw_answers, train_sft
@@ -67,8 +78,7 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
     from vpo_lab.train.trl import VPOConfig  # here, not at the top: Unsloth replaces its base when it loads the model
 
     group_size = rollouts_per_prompt(profile, method_name)
-    rollouts = rl.rollouts // rl.group_size * group_size
-    shape = _split("rl.rollouts", rollouts, rl.micro_rollouts)
+    shape = _split("rl.rollouts", rollouts_per_step(profile, method_name), rl.micro_rollouts)
     every = profile.evaluation.every
     args = VPOConfig(
         candidates=m,
@@ -79,11 +89,11 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
         **shape,
         **trl_arguments(profile, m),
         max_steps=rl.steps,
-        steps_per_generation=shape["gradient_accumulation_steps"],
+        steps_per_generation=shape["gradient_accumulation_steps"] * rl.steps_per_generation,  # TRL counts passes
         num_generations=group_size,
         eval_strategy="steps" if every else "no",
         eval_steps=every or None,
-        per_device_eval_batch_size=group_size,
+        per_device_eval_batch_size=rollouts_of_a_look(profile, group_size),
         num_iterations=1,
         max_completion_length=profile.policy.max_answer_tokens * m,
         temperature=rl.temperature,
@@ -107,11 +117,10 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
         save_steps=rl.checkpoint_every,
     )
     rows = load_rows(profile, task, "train", tokenizer, limit=rl.train_rows)
-    rows = without_solved(profile, task, model, tokenizer, rows, start.parent / SOLVED, seed)
+    rows = without_solved(profile, task, model, tokenizer, rows, start.parent / SOLVED, seed, stage)
     watched = load_rows(profile, task, HELD_OUT, tokenizer, limit=profile.evaluation.watch_requests) if every else []
 
-    with environment_kept("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        # Left as TRL's vLLM sets them, a second trainer would believe that it is one of several.
+    with environment_kept(*RENDEZVOUS):  # left as TRL's vLLM sets them, a second trainer would not stand alone
         trainer = build_trainer(
             profile,
             task,
@@ -133,7 +142,22 @@ def _train_rl(profile: Profile, method: Method, run: Run, stage: Stage, start: P
                 close_vllm(trainer)
 
 
-def without_solved(profile: Profile, task: Task, model, tokenizer, rows: list[dict], path: Path, seed: int):
+def rollouts_of_a_look(profile: Profile, group_size: int) -> int:
+    """Return how many rollouts of a look at held-out rows a process samples at once, in whole groups.
+
+    An engine that schedules them itself is given all: it would stand idle at the end of each part. Without one, as
+    many as `evaluation.batch` allows.
+    """
+    evaluation = profile.evaluation
+    groups = -(-evaluation.watch_requests // world_size())
+    if not schedules_itself(profile):
+        groups = min(groups, max(1, evaluation.batch // group_size))
+    return groups * group_size
+
+
+def without_solved(
+    profile: Profile, task: Task, model, tokenizer, rows: list[dict], path: Path, seed: int, stage: Stage
+):
     """Leave out the rows that the model solves in all of `rl.drop_solved` samples: their groups would teach nothing.
 
     What it solved, as shares by row id, is kept in the file `path`: methods of a run train on the same rows. LabError
@@ -143,7 +167,8 @@ def without_solved(profile: Profile, task: Task, model, tokenizer, rows: list[di
         return rows
     if not path.exists():
         n = profile.rl.drop_solved
-        drawn = draw_answers(profile, model, tokenizer, rows, n, "which rows are solved already", seed + 3_000_003)
+        title = "which rows are solved already"
+        drawn = draw_answers(profile, model, tokenizer, rows, n, title, seed + 3_000_003, stage)
         rewards_ND = task.score(
             [text for _, texts in drawn for text in texts], [row for row, _ in drawn for _ in range(n)]
         )

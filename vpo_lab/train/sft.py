@@ -21,11 +21,10 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import atomic_folder, read_json, write_bytes, write_json
 from vpo_lab.processes import gather, print0, rank, wait_for_all, world_size
 from vpo_lab.runs import LOG, Run, Stage
-from vpo_lab.show.live import StageProgress
 from vpo_lab.tasks import Task, get_task
 from vpo_lab.train.policy import load_policy
 from vpo_lab.train.prompts import load_rows, render_prompt, sample_goal, window
-from vpo_lab.train.sampling import sample
+from vpo_lab.train.sampling import sample, shown
 from vpo_lab.train.stage import _common_arguments, _on_one_gpu, _split, run_stage, with_less_memory
 
 SINGLE = "sft_single"  # the stage within the warmup that teaches the format
@@ -68,40 +67,39 @@ def _sample_rows(profile: Profile, task: Task, policy: Path | None, path: Path, 
     model, tokenizer = load_policy(profile, task, policy, seed)
     rows = load_rows(profile, task, "train", tokenizer, limit=profile.sft.train_rows)
     # Its seed is neither that of a training nor of an evaluation.
-    drawn = draw_answers(
-        profile, model, tokenizer, rows, profile.sft.own_samples, "own samples for the warmup", seed + 2_000_003
-    )
+    title, stage = "own samples for the warmup", Stage(path.parent)
+    drawn = draw_answers(profile, model, tokenizer, rows, profile.sft.own_samples, title, seed + 2_000_003, stage)
     found = fit_to_show(task, [row for row, _ in drawn], [texts for _, texts in drawn])
     ended = [bool(text) for _, texts in drawn for text in texts]
-    samples = dict(gather(found)[0])
+    fit = [text.strip() in kept for (_, texts), (_, kept) in zip(drawn, found, strict=True) for text in texts]
+    samples, ended, fit = dict(gather(found)[0]), gather(ended)[0], gather(fit)[0]
     if rank() == 0:
         write_json(path, samples)
-    print0(f"own samples: {np.mean(ended):.0%} came to an end")
+    print0(f"own samples: of {len(ended)}, {np.mean(ended):.0%} came to an end and {np.mean(fit):.0%} are well formed")
     wait_for_all()
 
 
 def draw_answers(
-    profile: Profile, model, tokenizer, rows: list[dict], n: int, title: str, seed: int
+    profile: Profile, model, tokenizer, rows: list[dict], n: int, title: str, seed: int, stage: Stage
 ) -> list[tuple[dict, list[str]]]:
     """Draw `n` single answers to each row of this process, which shares the rows with the others: (row, texts).
 
-    "" stands for an answer that did not come to an end.
+    "" stands for an answer that did not come to an end. `stage` is the folder in which a sign of life is left.
     """
     mine, limit = rows[rank() :: world_size()], profile.policy.max_answer_tokens
     prompts = [render_prompt(tokenizer, row["prompt"], 1) for row in mine for _ in range(n)]
-    progress = StageProgress(title, len(prompts))
-    texts, lengths = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=limit,
-        temperature=profile.rl.temperature,
-        top_p=1.0,
-        seed=seed + rank(),
-        batch=profile.evaluation.batch,
-        on_progress=progress.update,
-    )
-    progress.close()
+    with shown(title, len(prompts), stage) as tell:
+        texts, lengths = sample(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=limit,
+            temperature=profile.rl.temperature,
+            top_p=1.0,
+            seed=seed + rank(),
+            batch=profile.evaluation.batch,
+            on_progress=tell,
+        )
     ended = [text if length < limit else "" for text, length in zip(texts, lengths, strict=True)]
     return [(row, ended[i * n : (i + 1) * n]) for i, row in enumerate(mine)]
 

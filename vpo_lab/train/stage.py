@@ -128,7 +128,8 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
             self.progress.update(state.global_step)
             if told := self.progress.measured(state.global_step):
                 print0(f"\n{told}")
-            if stop_at is not None and broadcast(time.time() >= stop_at):
+            whole = state.global_step % _steps_of_a_generation(args) == 0  # else its rollouts would be sampled anew
+            if stop_at is not None and broadcast(whole and time.time() >= stop_at):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, args, state, control, **_):
@@ -142,6 +143,8 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
             is_eval = any(key.startswith("eval_") for key in logs)
             logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
             entry = {"step": state.global_step, **_entry(logs)}
+            if self.log and not is_eval and _steps_of_a_generation(args) > 1:
+                entry = {**self.log[-1], **entry}  # what its rollouts earned was logged by the step that sampled them
             with open(stage / (EVAL_LOG if is_eval else LOG), "a") as file:
                 file.write(json.dumps(entry) + "\n")
             if not is_eval:
@@ -161,6 +164,11 @@ def _stage_callback(stage: Stage, steps: int, title: str, stop_at: float | None,
                 wandb.teardown()  # the next stage of this process is a run of its own: it reads its settings anew
 
     return StageCallback()
+
+
+def _steps_of_a_generation(args) -> int:
+    """How many optimizer steps share a batch of rollouts; 1 in a training without any."""
+    return max(1, getattr(args, "steps_per_generation", 1) // args.gradient_accumulation_steps)
 
 
 # --- The log ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from vpo_lab.processes import environment_kept, gather, rank
 from vpo_lab.set_reward import text_of
 from vpo_lab.tasks import Task
 from vpo_lab.train.decoding import merged_weights
-from vpo_lab.train.gpu import check_engine
+from vpo_lab.train.gpu import check_engine, check_plain_engine
 from vpo_lab.train.trl import is_unsloth
 from vpo_lab.weights import dirichlet_weights, set_reward
 
@@ -31,7 +31,7 @@ from vpo_lab.weights import dirichlet_weights, set_reward
 def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Method, seed: int, **arguments):
     """Return a VPOTrainer for these arguments of it. The data set holds the `id` of a row beside each prompt.
 
-    LabError if Unsloth was to replace TRL's trainer and did not.
+    LabError if rollouts would not come from the vLLM that the backend names.
     """
     import torch
     from transformers import set_seed
@@ -45,12 +45,14 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
         """Ask a task what answers earn, in the place of reward functions."""
 
         tried = False
+        fresh = ()  # log-probabilities of a few rollouts when they were sampled, where several steps share them
         sampled = None  # prompts, completions and the sampler's log-probabilities (None: not by vLLM) of the last batch
 
         def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
             given = (images, multimodal_fields, num_generations, has_tool_images)
             made = super()._generate_single_turn(prompt_ids, *given)
-            self.sampled = prompt_ids, *made[:2]
+            if self._trains:
+                self.sampled = prompt_ids, *made[:2]
             return made
 
         def score_answers(self, inputs, prompts, answers):
@@ -63,7 +65,7 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             shown = course_metrics(earned(scored), scored.truncated_B, texts, self._group_size(), reference_KD)
             seconds = time.perf_counter() - self.began
             shown |= {**self._true_worth(scored), "reward_seconds": seconds}
-            if self.model.training:
+            if self._trains:
                 shown |= checked_sampling(self)
                 if self.accelerator.device.type == "cuda":
                     shown["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -93,16 +95,30 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             if not self.tried and self.accelerator.device.type == "cuda":
                 try_longest(self, model)
             self.tried = True
-            return super().training_step(model, inputs, num_items_in_batch)
+            begins = self._step % self.args.gradient_accumulation_steps == 0
+            before, loss = self.sampled, super().training_step(model, inputs, num_items_in_batch)
+            if begins and self.args.steps_per_generation > self.args.gradient_accumulation_steps:
+                self._note_ratio(is_fresh=self.sampled is not before)
+            return loss
+
+        def _note_ratio(self, is_fresh: bool) -> None:
+            """Log how far the policy has moved from the one that sampled: several steps share a generation."""
+            now = own_logps(self)
+            self.fresh = now if is_fresh else self.fresh
+            for name, value in ratio_metrics(now, self.fresh, self.epsilon_low, self.epsilon_high).items():
+                self._metrics["train"][name].append(value)
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-            """Evaluate on held-out requests: rollouts and what they earn, no loss."""
-            correction = self.vllm_importance_sampling_correction
-            self.vllm_importance_sampling_correction = False  # it would need the logits of a whole group at once
+            """Evaluate on held-out requests: rollouts and what they earn, no loss.
+
+            What a loss needs would take the logits of all of them at once.
+            """
+            needs = self.vllm_importance_sampling_correction, self.beta, self.args.steps_per_generation
+            self.vllm_importance_sampling_correction, self.beta, self.args.steps_per_generation = False, 0.0, 1
             try:
                 self._generate_and_score_completions(inputs)
             finally:
-                self.vllm_importance_sampling_correction = correction
+                self.vllm_importance_sampling_correction, self.beta, self.args.steps_per_generation = needs
             return torch.zeros((), device=self.accelerator.device), None, None
 
     # The task scores all objectives at once: these only name them.
@@ -110,6 +126,7 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
     if profile.policy.backend == "unsloth":
         check_engine(trainer)
     if profile.policy.backend == "vllm":
+        check_plain_engine(trainer)
         if profile.policy.lora_rank:
             if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 raise LabError("an adapter cannot go to vLLM from FSDP or DeepSpeed shards: use plain DDP, --multi_gpu")
@@ -153,6 +170,13 @@ def checked_sampling(trainer) -> dict[str, float]:
 
 def _difference(trainer, prompt: list[int], completion: list[int], logps: list[float]) -> tuple[float, float, int]:
     """Return the sums of |difference| and entropy over the tokens of a rollout, and how many they are."""
+    own_T, entropy = _scored(trainer, prompt, completion)
+    theirs_T = own_T.new_tensor([np.nan if x is None else x for x in logps])
+    return (own_T - theirs_T).abs().nansum().item(), entropy, len(completion)
+
+
+def _scored(trainer, prompt: list[int], completion: list[int]):
+    """Return the log-probabilities (T,) that the model that is trained gives a completion, and its summed entropy."""
     import torch
 
     model, device = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.device
@@ -163,14 +187,35 @@ def _difference(trainer, prompt: list[int], completion: list[int], logps: list[f
             logits_TV = model(
                 input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=len(completion) + 1, use_cache=False
             ).logits[0, :-1]
-    difference = entropy = 0.0
+    logps, entropy = [], 0.0
     for start in range(0, len(completion), 256):  # in float32 a whole completion would take gigabytes
         part_TV = (logits_TV[start : start + 256].float() / trainer.temperature).log_softmax(-1)
-        own_T = part_TV.gather(1, ids[0, len(prompt) + start :][: len(part_TV), None])[:, 0]
-        theirs_T = torch.tensor([np.nan if x is None else x for x in logps[start : start + 256]], device=device)
-        difference += (own_T - theirs_T).abs().nansum().item()
+        logps.append(part_TV.gather(1, ids[0, len(prompt) + start :][: len(part_TV), None])[:, 0])
         entropy -= (part_TV.exp() * part_TV).sum().item()
-    return difference, entropy, len(completion)
+    return torch.cat(logps), entropy
+
+
+def own_logps(trainer) -> list:
+    """Return the log-probabilities, (T,) each, that the model gives a few rollouts of the last generation."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return []
+    prompts, completions, _ = trainer.sampled
+    pairs = zip(prompts[:ROWS], completions[:ROWS], strict=True)
+    return [_scored(trainer, prompt, completion)[0] for prompt, completion in pairs if completion]
+
+
+def ratio_metrics(now: list, then: list, low: float, high: float) -> dict[str, float]:
+    """Return how far the importance ratios exp(now - then) of the tokens of all processes lie from 1.
+
+    "ratio_from_one": their mean distance from it; "beyond_clip": the share outside 1 - low to 1 + high, where the loss
+    may be clipped. Both are 0 on fresh rollouts.
+    """
+    rows = []
+    for now_T, then_T in zip(now, then, strict=True):
+        far_T = (now_T - then_T).exp() - 1
+        rows.append((far_T.abs().sum().item(), ((far_T < -low) | (far_T > high)).sum().item(), len(far_T)))
+    distance, beyond, tokens = np.sum(gather(rows)[0] or np.zeros((1, 3)), axis=0)
+    return {"ratio_from_one": distance / max(tokens, 1), "beyond_clip": beyond / max(tokens, 1)}
 
 
 def try_longest(trainer, model) -> None:

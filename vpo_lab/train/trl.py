@@ -96,6 +96,7 @@ class VPOMixin(Base):
         self._told: set[str] = set()
         self._token_lengths: dict[int, int] = {}
         self._of_answers = False
+        self._trains = True  # not an evaluation: Unsloth puts the model into training mode in the midst of one
         _refuse(args, kwargs)
         if self.vpo.ask:
             train_dataset, eval_dataset = (_asked(data, self.vpo.candidates) for data in (train_dataset, eval_dataset))
@@ -160,7 +161,7 @@ class VPOMixin(Base):
         )
         answers = scored.rewards_BMD, scored.present_BM
         warn_of_silence(*answers, self.reward_func_names, self._told, self._group_size())
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if self._trains else "eval"]
         for name, value in self.measure(scored).items():
             metrics[name].append(value)
         present_BM = scored.present_BM & ~scored.truncated_B[:, None]
@@ -182,7 +183,7 @@ class VPOMixin(Base):
         return np.random.default_rng([self.args.seed, self.state.global_step])
 
     def _group_size(self) -> int:
-        if self.model.training:
+        if self._trains:
             return self.num_generations
         return getattr(self, "num_generations_eval", None) or self.num_generations
 
@@ -198,8 +199,9 @@ class VPOMixin(Base):
     # --- Other methods --------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs):
+        self._trains = self.model.training
         batch = super()._generate_and_score_completions(inputs)
-        if self.method is not None and self.model.training:
+        if self.method is not None and self._trains:
             batch["advantages"] = self._advantages(batch)
         return batch
 

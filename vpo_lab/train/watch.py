@@ -1,4 +1,4 @@
-"""End a training that stands still, and start it again: it goes on from its last checkpoint.
+"""End a training or a sampling that stands still, and start it again: it goes on from its last checkpoint.
 
 Known to happen after hours: a compilation or a GPU that never answers. Nothing in the process itself would notice.
 """
@@ -67,7 +67,7 @@ def stage_that_stands_still(run: Run, stages: list[str], since: float, minutes: 
 
 def stood_still(name: str, minutes: float) -> str:
     """Say that a stage stood still, and what happens now."""
-    return f"{name}: no line in its log for {minutes:g} minutes; ended, and started again at most {RESTARTS} times"
+    return f"{name}: no step and no answer for {minutes:g} minutes; ended, and started again at most {RESTARTS} times"
 
 
 def end_group(pid: int) -> None:
