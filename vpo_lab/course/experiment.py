@@ -99,7 +99,7 @@ def _doubted(method: str, price: float = PRICES[2]) -> Variant:
 
 
 # In `tiny` and `maze`: 158 jobs. By the minutes in results/experiment/runs.csv that is 11 core-hours of training at 600
-# and 400 steps, 7.5 at 400 and 250; their 432 pools come on top. A step samples 192 answers to 16 prompts, but for two
+# and 400 steps (7.5 at 400 and 250); their 432 pools come on top. A step samples 192 answers to 16 prompts, but for two
 # cases: groups of 8 chains take 8 prompts (`group8`, `vpo_search`), chains of five 10 prompts (`m5`, 200 answers).
 VARIANTS = {
     "sft": Variant("sft", worlds=KNOWN),
