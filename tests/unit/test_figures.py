@@ -26,7 +26,7 @@ def test_the_committed_figures_are_those_that_are_drawn_and_best_of_set_is_where
     figures.draw_experiment_figures(SAVED / "experiment", Path())
     figures.draw_code_figures(SAVED / "code", Path())
     taken = {"explorer"}  # a picture of the page, by `make picture`
-    judged = {path.stem for path in (ROOT / "figures").glob("tiny_judges*.png")}
+    judged = {path.stem for path in (ROOT / "figures").glob("judges_*.png")}
     committed = {path.stem for path in (ROOT / "figures").glob("*.png")}
     assert kept.keys() | taken | judged == committed and len(committed) <= 12
     for name in kept.keys() - {"mechanism", "ablations"}:

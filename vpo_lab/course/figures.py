@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import FLAWED, JUDGED, PRICED, SEEDS, label, read_examples
+from vpo_lab.course.experiment import FLAWED, PRICED, SEEDS, label, read_examples
 from vpo_lab.course.results import (
     FEW,
     HEADLINE,
@@ -211,8 +211,12 @@ def draw_code_figures(folder: Path, out: Path) -> list[Path]:
 # --- The worlds of judges -----------------------------------------------------
 
 
+TASTES = {"tiny_judges": "Independent tastes", "tiny_judges_opposed": "Opposed tastes"}
+HACKED = ("tiny_judges_own_flaws", *FLAWED)  # the first of these that was measured: all remedies were tried there
+
+
 def draw_judges_figures(folder: Path, out: Path) -> list[Path]:
-    """Draw the study of KL and hacking from its CSV files: optima as curves, trained policies as dots."""
+    """Draw what KL buys, how a flawed reward is hacked and what helps, from the CSV files of these worlds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -220,23 +224,21 @@ def draw_judges_figures(folder: Path, out: Path) -> list[Path]:
     from vpo_lab import show
     from vpo_lab.course import tastes
 
-    tables = tastes.read_judges(folder)
-    measured = [world for world in JUDGED if world in set(tables["truths"].world)]
-    rhos = tuple(np.round(np.linspace(-0.9, 1.0, 20), 2))
-    figures = {
-        "tiny_judges_dial": show.dial(tastes.dial_values(rhos), rhos, "two answers, each method at its best price")
+    tables, figures = tastes.read_judges(folder), {}
+    measured = set(tables["truths"].world)
+    panels = {
+        f"{title}, k = {k}\nwhat people get": _exact_and_trained(tables, world, k)
+        for world, title in TASTES.items()
+        for k in (tastes.BUDGETS[0], tastes.BUDGETS[-1])
+        if world in measured
     }
-    for world in measured:
-        title = {k: f"k = {k}: what people get" for k in tastes.BUDGETS}
-        panels = {title[k]: _exact_and_trained(tables, world, k) for k in tastes.BUDGETS}
-        seeds = tables["truths"].query("world == @world").seed.nunique()
-        subject = f"{world}: curves are exact optima, dots {seeds} trainings each (least to most)"
-        figures[f"{world}_kl"] = show.exact_and_trained(panels, subject=subject)
-        if world in FLAWED:
-            figures[f"{world}_truth"] = show.proxy_and_truth(_along(tables, world), subject=world)
-            figures[f"{world}_remedies"] = show.remedies(
-                tastes.remedies(tables, world), "what people get of 24 answers", world
-            )
+    if panels:
+        seeds = tables["truths"].query("world in @TASTES").seed.nunique()
+        subject = f"curves: exact optima; rings: where a price per token settles; dots: {seeds} trainings each"
+        figures["judges_kl"] = show.exact_and_trained(panels, subject=subject)
+    if flawed := next((world for world in HACKED if world in measured), ""):
+        figures["judges_hacking"] = show.proxy_and_truth(_along(tables, flawed))
+        figures["judges_remedies"] = show.remedies(tastes.remedies(tables, flawed), "what people get of 24 answers")
     return save_figures(figures, out)
 
 
