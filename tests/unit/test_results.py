@@ -215,7 +215,9 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_partial_results_give_every_table(tmp_path, part):
-    found = every_table(results.read(write_fakes(tmp_path, **part)))
+    tables = results.read(write_fakes(tmp_path, **part))
+    assert set(results.page_tables(summary(), tables)) == {"run", "tiny", "maze", "tiny_temperature"}
+    found = every_table(tables)
     assert not any("nan" in results.to_markdown(table) for table in found.values())
     assert ("grpo" in found["diversity"].index.get_level_values("variant")) == (
         "grpo" in part.get("variants", ["grpo"])

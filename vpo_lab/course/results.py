@@ -461,7 +461,8 @@ TABLE = re.compile(r"(<!-- table: ([\w-]+)[^\n]*-->\n).*?(<!-- /table -->)", re.
 def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
     """Return what stands between the marks of README.md and results/README.md, by the name in the mark."""
     tempered = best_temperature(tables, "tiny")
-    small = {world: main(tables, world, metric).drop(columns=["k = 6", "k = 12"]) for world, metric in HEADLINE.items()}
+    small = {world: main(tables, world, metric) for world, metric in HEADLINE.items()}
+    small = {world: table.drop(columns=["k = 6", "k = 12"], errors="ignore") for world, table in small.items()}
     small["tiny_temperature"] = tempered[tempered.index.isin([*FEW, "vpo_credit"])]
     texts = {name: to_markdown(table) for name, table in small.items()}
     return {"run": f"{to_markdown(front_page(tables))}\n{one_training(summary, tables)}", **texts}
