@@ -196,8 +196,8 @@ def _by_temperature(tables: Tables, world: str) -> pd.DataFrame:
     """The rows of the policies that were sampled at several temperatures, with `temperature` as text."""
     rows = tables["intervals"].query("world == @world and minus == '' and k in (3, 24)")
     rows = rows[rows.metric.isin(shown(tables, world))]
-    parts = rows.variant.str.partition("@")
-    rows = rows.assign(variant=parts[0], temperature=parts[2].replace("", "1"))
+    at = rows.variant.str.extract("@(.+)", expand=False).fillna("1")
+    rows = rows.assign(variant=rows.variant.str.replace("@.*", "", regex=True), temperature=at)
     return rows[rows.variant.isin(rows.variant[rows.temperature != "1"])]
 
 
