@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -167,7 +168,7 @@ def evolve(
 
 @app.command()
 def figures(
-    results: Annotated[str, typer.Option(help="A run folder or a folder of saved results.")] = "results/tiny",
+    results: Annotated[str, typer.Option(help="A run folder: draw its own figures, and no others.")] = "",
     experiment: Annotated[
         str, typer.Option(help="CSV files of an experiment, if there are any.")
     ] = "results/experiment",
@@ -175,17 +176,16 @@ def figures(
     judges: Annotated[str, typer.Option(help="CSV files of an experiment on judges, if any.")] = "results/judges",
     out: Annotated[str, typer.Option(help="Where the PNG files go.")] = "figures",
 ) -> None:
-    """Draw the figures from saved results, without training."""
+    """Draw the figures of the gallery from saved results, or those of one run, without training."""
     from vpo_lab.course.figures import draw_code_figures, draw_experiment_figures, draw_figures, draw_judges_figures
 
-    paths = draw_figures(_path(results), _path(out))
-    if _path(experiment).is_dir():
-        paths += draw_experiment_figures(_path(experiment), _path(out))
-    if _path(code).is_dir():
-        paths += draw_code_figures(_path(code), _path(out))
-    if _path(judges).is_dir():
-        paths += draw_judges_figures(_path(judges), _path(out))
-    for path in paths:
+    drawings = {experiment: draw_experiment_figures, code: draw_code_figures, judges: draw_judges_figures}
+    if results:
+        drawings = {results: draw_figures}
+    elif not any(_path(folder).is_dir() for folder in drawings):
+        raise LabError(f"none of {', '.join(drawings)} is a folder: name one, or a run by --results")
+    drawn = (draw(_path(folder), _path(out)) for folder, draw in drawings.items() if results or _path(folder).is_dir())
+    for path in chain.from_iterable(drawn):
         print(path)
 
 

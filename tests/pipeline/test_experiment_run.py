@@ -12,7 +12,7 @@ import pytest
 
 def start(folder, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vpo_lab.cli", "experiment", "--world", "smoke", "--seed", "0", *arguments]
-    command += ["--variant", "vpo_search", "--variant", "goal_conditioned", "--workers", "2"]
+    command += ["--variant", "vpo_search", "--variant", "max_at_k3", "--workers", "2"]
     command += ["--folder", str(folder / "runs"), "--out", str(folder / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -44,12 +44,12 @@ def test_a_killed_experiment_goes_on_and_its_csv_files_are_complete(tmp_path):
     warmup = (seed / "sft" / "policy" / "model.safetensors").stat().st_mtime_ns
     finish(start(tmp_path))
     assert (seed / "sft" / "policy" / "model.safetensors").stat().st_mtime_ns == warmup
-    for variant in ("vpo_search", "goal_conditioned"):
+    for variant in ("vpo_search", "max_at_k3"):
         steps = [line for line in (seed / variant / "log.jsonl").read_text().splitlines() if line]
         assert len(steps) == 4
     with open(tmp_path / "out" / "budgets.csv") as file:
         rows = list(csv.DictReader(file))
-    assert {row["variant"].partition("@")[0] for row in rows} == {"sft", "sft_chain", "vpo_search", "goal_conditioned"}
+    assert {row["variant"].partition("@")[0] for row in rows} == {"sft", "sft_chain", "vpo_search", "max_at_k3"}
     assert all(0 <= float(row[metric]) <= 1 for row in rows for metric in ("best", "pass", "eum"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     finish(start(tmp_path, "--collect-only"))

@@ -16,12 +16,12 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 @pytest.fixture
 def root(tmp_path):
-    """A repository with the committed results of the start and of GRPO in the tiny world."""
+    """A repository with the committed results of three policies in the tiny world."""
     (tmp_path / "results" / "experiment").mkdir(parents=True)
     (tmp_path / "results" / "tiny").mkdir()
     shutil.copy(RESULTS / "tiny" / "summary.json", tmp_path / "results" / "tiny")
     for name, rows in read(RESULTS / "experiment").items():
-        few = rows.query("world == 'tiny' and variant in ('sft', 'grpo')")
+        few = rows.query("world == 'tiny' and variant in ('sft', 'grpo', 'vpo')")
         few.to_csv(tmp_path / "results" / "experiment" / f"{name}.csv", index=False)
     (tmp_path / "README.md").write_text("<!-- table: run -->\n<!-- /table -->\n")
     (tmp_path / "results" / "README.md").write_text("<!-- table: tiny -->\n<!-- /table -->\n")
@@ -41,7 +41,7 @@ def test_the_report_is_executed_and_the_pages_are_written(root):
     first, second = nbformat.read(path, as_version=4).cells
     assert (first.outputs, first.execution_count, second.execution_count) == ([], 1, 2)
     assert set(second.outputs[0].data) == {"text/html"} and "grpo" in second.outputs[0].data["text/html"]
-    assert "| vpo_credit |" in (root / "README.md").read_text()
+    assert "| VPO minus GRPO |" in (root / "README.md").read_text()
     assert "| grpo " in (root / "results" / "README.md").read_text()
     once = path.read_bytes()
     write_report(root)

@@ -63,7 +63,9 @@ def test_the_results_page_has_the_committed_ratios_to_bare_trl():
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "results/README.md", "figures/README.md", "docs/paper.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "results/README.md", "figures/README.md"]
+    + [f"docs/{name}.md" for name in ("house", "paper", "verified")],
 )
 def test_links_and_pictures_of_the_documents_exist(document):
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text())
@@ -72,6 +74,14 @@ def test_links_and_pictures_of_the_documents_exist(document):
     assert [target for target in local if not (folder / target).exists()] == []
 
 
-def test_the_gallery_shows_every_figure():
-    shown = re.findall(r"!\[[^\]]+\]\(([\w.]+)\)", (ROOT / "figures" / "README.md").read_text())
+def test_the_gallery_shows_every_figure_with_one_sentence():
+    page = (ROOT / "figures" / "README.md").read_text()
+    shown = re.findall(r"!\[[^\]]+\]\(([\w.]+)\)", page)
     assert sorted(shown) == sorted(path.name for path in (ROOT / "figures").glob("*.png"))
+    for section in page.split("\n## ")[1:]:
+        text = re.sub(r"`[^`]*`|\([^)]*\)", "", section.partition("\n\n")[2].partition("\n\n")[2])
+        assert len(re.findall(r"[.!?](?:\s|$)", text)) == 1, section.partition("\n")[0]
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1100

@@ -247,6 +247,8 @@ def test_a_run_folder_that_cannot_be_made_is_refused(refused, tmp_path, folder):
 
 def test_figures_and_publish_need_a_finished_run(refused, tmp_path):
     assert "nowhere" in refused("--results", "nowhere", "--out", "figures", command="figures")
+    none = [part for name in ("experiment", "code", "judges") for part in (f"--{name}", f"no-{name}")]
+    assert "no-judges" in refused(*none, "--out", "figures", command="figures")
     assert "nowhere" in refused("nowhere", command="publish")
     assert not (tmp_path / "figures").exists()
 

@@ -44,9 +44,7 @@ def test_the_plan_has_each_start_before_its_variants_and_whole_seeds_first(tmp_p
             "sft",
             "grpo",
             "max_at_k",
-            "gdpo",
-            "multi_rlvr",
-            "random_weights",
+            "best_of_set",
             "vpo",
             "vpo_credit",
             "vpo_search",
@@ -102,7 +100,7 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     assert example["vpo"]["answers"] == ["0 0 0", "0 0 1", "0 0 2"]
     tables = results.read(tmp_path / "out")
     runs = tables["runs"].set_index(["variant", "seed"])
-    names = [name + at for name in ("sft", "sft_chain", "grpo", "vpo") for at in ("", "@0.7")]
+    names = [name + at for name in ("sft", "sft_chain", "grpo", "vpo") for at in ("", "@0.5", "@0.7", "@1.5")]
     assert set(runs.index) == {(name, seed) for name in names for seed in (0, 1)}
     assert list(runs.loc[("vpo", 0), ["m", "steps", "minutes"]]) == [3, 20, 0.2]
     cooler = tables["intervals"].query("variant == 'vpo@0.7'")
@@ -117,6 +115,7 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     assert mean["vpo", ""] == pytest.approx(results.by_seed(tables, "vpo", "best@6").mean(), abs=1e-3)
     assert mean["vpo", "grpo"] == pytest.approx(mean["vpo", ""] - mean["grpo", ""], abs=2e-3)
     assert intervals.seeds["vpo", "grpo"] == 2
+    assert (runs.least_correlation <= runs.correlation).all() and (runs.least_correlation < runs.correlation).any()
 
 
 def test_the_same_jobs_give_the_same_bytes(tmp_path):
@@ -126,11 +125,21 @@ def test_the_same_jobs_give_the_same_bytes(tmp_path):
     assert once == twice
 
 
-def test_examples_under_old_names_are_read(tmp_path):
-    sets = {name: {"answers": [name], "rewards": []} for name in ("sft", "vpo", "vpo_pool")}
-    (tmp_path / "examples.json").write_text(json.dumps({"maze": {"maze-test-0": sets}}))
-    assert set(read_examples(tmp_path, "maze")["maze-test-0"]) == {"sft", "vpo_credit", "vpo_search"}
-    assert read_examples(tmp_path, "tiny") == read_examples(tmp_path / "nowhere", "maze") == {}
+def test_a_folder_without_examples_has_none(tmp_path):
+    assert read_examples(tmp_path, "maze") == {}
+    (tmp_path / "examples.json").write_text(json.dumps({"maze": {"maze-test-0": {}}}))
+    assert read_examples(tmp_path, "maze") == {"maze-test-0": {}} and read_examples(tmp_path, "tiny") == {}
+
+
+def test_a_control_is_trained_where_its_variant_is_and_differs_in_one_setting(tmp_path):
+    for name, variant in VARIANTS.items():
+        if variant.changes:
+            control = VARIANTS[variant.control]
+            assert {*variant.worlds} & {*WORLDS} <= {*control.worlds}, name
+            mine, other = (Job(tmp_path, "tiny", each, 0).settings for each in (name, variant.control))
+            changed = {key for key in mine if mine[key] != other[key]} - {"rl.group_size", "rl.rollouts"}
+            changed -= {"evaluation.candidates"}  # whole chains
+            assert len(changed) == 1 or name == "group8", (name, changed)
 
 
 def test_a_folder_of_other_settings_is_refused_with_both_values(tmp_path):

@@ -96,11 +96,11 @@ def test_winner_regions_name_sets_vectors_and_utilities():
     gold, diamond = (1.0, 0.0, 0.5), (0.0, 1.0, 0.5)
     sets = {"grpo": np.array([diamond, diamond, (0, 0, 0)]), "vpo": np.array([gold, diamond, (0.1, 0, 0)])}
     figure = show.winner_regions(sets, OBJECTIVES, pixels=80)
-    assert [axes.get_title() for axes in figure.axes] == ["GRPO", "VPO"]
+    assert [axes.get_title() for axes in figure.axes] == ["GRPO\none answer for all", "VPO\n2 answers win"]
     grpo, vpo = map(texts, figure.axes)
     weights_K3 = dirichlet_weights(2**14, 3)
-    assert grpo == ["A", *OBJECTIVES, f"EUM {set_reward(sets['grpo'], weights_K3):.2f}"]
-    assert sorted(vpo[:2]) == ["A", "B"] and vpo[-1] == f"EUM {set_reward(sets['vpo'], weights_K3):.2f}"
+    assert grpo == ["A", *OBJECTIVES, f"set reward {set_reward(sets['grpo'], weights_K3):.2f}"]
+    assert sorted(vpo[:2]) == ["A", "B"] and vpo[-1] == f"set reward {set_reward(sets['vpo'], weights_K3):.2f}"
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["A = (0, 1, 0.5)", "B = (1, 0, 0.5)"]  # one letter in all triangles, losers have none
     drawn(figure)
@@ -120,29 +120,6 @@ def test_winner_regions_with_ties_and_zeros():
         drawn(show.winner_regions({"sft": rewards_M3}, OBJECTIVES, pixels=60, subject="a subject"))
 
 
-def test_attainment_counts_sets_with_one_answer_that_is_good_enough_in_both():
-    sets_Sn2 = np.array([[[1, 0], [0, 1]], [[0.5, 0.5], [0, 0]], [[1, 1], [0, 0]], [[0, 0], [0, 0]]], dtype=float)
-    shares = show.attainment(sets_Sn2, x=[0, 0.5, 1], y=[0, 0.5, 1])
-    assert np.allclose(shares, [[1, 0.75, 0.5], [0.75, 0.5, 0.25], [0.5, 0.25, 0.25]])
-
-
-def test_fronts_draw_every_vector_and_the_front_of_half_of_the_sets():
-    sets_Sn2 = np.array([[[1, 0.5]], [[1, 0.5]], [[0.5, 1]], [[0.5, 1]]])
-    axes = show.fronts({"vpo": sets_Sn2}, ["x", "y"]).axes[0]
-    assert axes.get_title(loc="left") == "VPO" and "0% of the sets hold a (1, 1)" in texts(axes)
-    bubbles = axes.collections[0]
-    assert np.allclose(bubbles.get_offsets(), [[0.5, 1], [1, 0.5]]) and len(set(bubbles.get_sizes())) == 1
-    x, y = axes.lines[0].get_data()
-    assert np.allclose(y[x < 0.5 - 1e-6], 1) and np.allclose(y[(x > 0.5 + 1e-6) & (x < 1 - 1e-6)], 0.5)
-    assert x[-1] == 1 and y[-1] == 0
-
-
-def test_fronts_of_single_and_worthless_answers():
-    shapes = {"sft": np.zeros((1, 1, 2)), "grpo": np.ones((3, 1, 2)), "vpo": np.random.default_rng(0).random((4, 3, 2))}
-    pixels = drawn(show.fronts(shapes, ["x", "y"], subject="three policies"))
-    assert (pixels[0] == 255).all()
-
-
 # --- Wrong input ----------------------------------------------------------------------------------
 
 
@@ -159,9 +136,6 @@ def test_fronts_of_single_and_worthless_answers():
         lambda: show.judged_group(np.zeros((4, 3, 2)), "xyz"),
         lambda: show.winner_regions({}, OBJECTIVES),
         lambda: show.winner_regions({"vpo": np.zeros((2, 2))}, OBJECTIVES),
-        lambda: show.fronts({}, "xy"),
-        lambda: show.fronts({"vpo": np.zeros((0, 3, 2))}, "xy"),
-        lambda: show.fronts({"vpo": np.zeros((2, 3))}, "xy"),
     ],
 )
 def test_wrong_input_is_one_clear_line(call):

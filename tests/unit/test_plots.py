@@ -123,8 +123,8 @@ def test_a_method_looks_the_same_in_every_picture():
         lambda: show.pareto(np.zeros((0, 2))),
         lambda: show.worlds({}),
         lambda: show.worlds({"tiny": (summary(), "nonsense")}),
-        lambda: show.budget_grid(summary(), ["nonsense"]),
-        lambda: show.forest({}, ["best"], "vpo"),
+        lambda: show.forest({}, {"best": "best@k"}, "minus VPO"),
+        lambda: show.forest({"one": {"k1": {}}}, {}, "minus VPO"),
         lambda: show.curves_over_seeds({}, ["entropy"]),
         lambda: draw.maze_paths("no maze", []),
         lambda: draw.maze_paths(MAZE, ["→"], np.zeros((2, 4))),
@@ -146,19 +146,27 @@ def many(names=tuple(show.METHOD_STYLE)) -> dict:
     return {**summary(), "methods": {name: method(3, (1, 3, 6), 0.5 + 0.001 * i) for i, name in enumerate(names)}}
 
 
-def test_worlds_side_by_side_and_grids():
+def test_worlds_side_by_side():
     figure = show.worlds({"tiny": (many(), "best"), "maze": (summary(), "eum")}, "3 seeds")
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["tiny", "maze"]
     drawn(figure)
     drawn(show.worlds({"tiny": (summary(budgets=(1,)), "pass")}))
-    drawn(show.budget_grid(many(), ["best", "pass", "eum"]))
+
+
+def test_a_method_with_its_trainings_has_a_line_for_each_and_no_band():
+    runs_SK = np.linspace(0.2, 0.4, 6).reshape(2, 3)
+    axes = show.worlds({"maze": (summary(), "best")}, runs={"maze": {"vpo": runs_SK}}).axes[0]
+    thin = [line.get_ydata().tolist() for line in axes.lines if line.get_linewidth() < 1]
+    assert thin == runs_SK.tolist()
+    heights = [np.ptp(band.get_paths()[0].vertices[:, 1]) for band in axes.collections]
+    assert heights[-1] < min(heights[:-1])
 
 
 @pytest.mark.parametrize("budgets", [(3,), (3, 24), (1, 3, 6, 24)])
 def test_forest(budgets):
     interval = {k: [0.01 * k, -0.1, 0.2] for k in budgets}
     groups = {"one": {"best_of_set": {"best": interval}, "k1": {"best": interval, "eum": {}}}, "two": {"mine": {}}}
-    figure = show.forest(groups, ["best", "eum"], "vpo", {"k1": "K = 1 weighting"})
+    figure = show.forest(groups, {"best": "tiny", "eum": "maze"}, "minus VPO", {"k1": "K = 1 weighting"})
     drawn(figure)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["one", "best of set", "K = 1 weighting", "two", "mine"]
@@ -168,7 +176,9 @@ def test_forest(budgets):
 def test_curves_over_seeds(steps):
     band = np.linspace(1, 0, steps)[:, None] + [0, -0.1, 0.1]
     curves = {"grpo": {"step": np.arange(steps), "entropy": band}, "vpo": {"step": np.arange(steps)}}
-    drawn(show.curves_over_seeds(curves, ["entropy", "distinct_rollouts"]))
+    figure = show.curves_over_seeds({"tiny": curves, "maze": curves}, ["entropy", "distinct_rollouts"])
+    drawn(figure)
+    assert [len(axes.lines) for axes in figure.axes] == [1, 0, 1, 0]
 
 
 # --- The maze -----------------------------------------------------------------------------------
@@ -191,6 +201,14 @@ def test_walks_through_a_maze(paths):
     drawn(draw.maze_paths(MAZE, paths))
     drawn(draw.maze_paths(MAZE, paths, np.full((len(paths), 4), 0.25), [f"path {i}" for i in range(len(paths))]))
     drawn(draw.maze_sets(MAZE, {"sft": paths, "vpo": paths[:1]}))
+
+
+def test_sets_of_walks_stand_by_their_set_reward():
+    figure = draw.maze_sets(MAZE, {"vpo": ["→→↓↓", "↓↓→→"], "grpo": ["→→↓↓"] * 2, "sft": ["↑"]})
+    titles = [axes.get_title(loc="left").split("\n") for axes in figure.axes]
+    assert [name for name, _ in titles] == ["SFT", "GRPO", "VPO"]
+    worths = [float(text.rpartition(" ")[2]) for _, text in titles]
+    assert worths[0] == 0 < worths[1] < worths[2]
 
 
 def test_a_list_of_walks_says_what_each_earns():

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from vpo_lab.course import results
-from vpo_lab.course.experiment import BUDGETS, OLD_NAMES, VARIANTS, YARDSTICKS
+from vpo_lab.course.experiment import BUDGETS, VARIANTS, YARDSTICKS
 from vpo_lab.errors import LabError
 from vpo_lab.files import write_json
 from vpo_lab.runs import Run
@@ -18,16 +18,16 @@ from vpo_lab.search.pool import Pool
 from vpo_lab.search.summary import at_k
 
 METRICS = {"tiny": ("best", "pass", "eum"), "maze": ("best", "pass", "eum", "hypervolume")}
-POOLS = ["sft_chain", *(name for name in VARIANTS if not name.startswith("sft_"))]
+POOLS = ["sft_chain", *(name for name, v in VARIANTS.items() if not name.startswith("sft_") and "tiny" in v.worlds)]
 LEVELS = {  # the value at k = 1 and what more candidates add, for a few; the others lie between
     "sft": (0.45, 0.45), "sft_chain": (0.45, 0.44), "grpo": (0.73, 0.04), "vpo_credit": (0.66, 0.27),
-    "vpo_search": (0.63, 0.33),
+    "vpo_search": (0.63, 0.33), "sft@0.7": (0.5, 0.4),
 }  # fmt: skip
 
 
 def value(variant: str, metric: str, k: int, seed: int) -> float:
     """A made-up result: it rises with k and differs a little from seed to seed."""
-    number = POOLS.index(variant)
+    number = POOLS.index(variant.partition("@")[0])
     first, gain = LEVELS.get(variant, (0.6 + 0.004 * number, 0.1 + 0.008 * number))
     shift = {"best": 0.0, "pass": -0.3, "eum": 0.02, "hypervolume": -0.1}[metric]
     return first + gain * (1 - k**-0.6) + shift + 0.004 * (seed - 2)
@@ -37,16 +37,15 @@ def known(world: str, metric: str, number: float) -> float:
     return 0.0 if (world, metric) == ("maze", "pass") else number
 
 
-def write_fakes(folder: Path, worlds=("tiny", "maze"), variants=POOLS, seeds=range(5), rename=None) -> Path:
+def write_fakes(folder: Path, worlds=("tiny", "maze"), variants=(*POOLS, "sft@0.7"), seeds=range(5)) -> Path:
     """The four CSV files as `experiment.collect` writes them, with invented numbers."""
     runs, budgets, curves, intervals = [], [], [], []
-    rename = rename or {}
     for world in worlds:
-        there = [name for name in variants if name == "sft_chain" or world in VARIANTS[name].worlds]
+        there = [name for name in variants if name.startswith("sft") or world in VARIANTS[name].worlds]
         for name in there:
             trained = not name.startswith("sft")
             for seed in seeds:
-                key = {"world": world, "variant": rename.get(name, name), "seed": seed}
+                key = {"world": world, "variant": name, "seed": seed}
                 run = {"method": "x", "m": 1 if name in ("sft", "grpo", "max_at_k") else 3, "steps": 600}
                 spent = {"minutes": 5.5 + seed, "generated_tokens": 2_500_000 + seed, "entropy": 0.2}
                 run |= spent if trained else dict.fromkeys(spent)
@@ -60,12 +59,16 @@ def write_fakes(folder: Path, worlds=("tiny", "maze"), variants=POOLS, seeds=ran
                     log = {"distinct_rollouts": 1 / step, "entropy": 1 / step, "best_of_group": 0.5}
                     curves += [{**key, "step": step, **log}] if trained else []
             for metric in METRICS[world]:
+                control = VARIANTS[name].control if name in VARIANTS else "vpo"
                 for k in BUDGETS:
-                    for other in ("", *(one for one in YARDSTICKS if one in there and one != name)):
+                    for other in (
+                        "",
+                        *(one for one in dict.fromkeys((*YARDSTICKS, control)) if one in there and one != name),
+                    ):
                         mean = value(name, metric, k, 2) - (value(other, metric, k, 2) if other else 0.0)
                         mean = known(world, metric, mean)
-                        row = {"world": world, "variant": rename.get(name, name), "metric": metric, "k": k}
-                        row |= {"minus": rename.get(other, other), "seeds": len(seeds), "mean": mean}
+                        row = {"world": world, "variant": name, "metric": metric, "k": k}
+                        row |= {"minus": other, "seeds": len(seeds), "mean": mean}
                         intervals.append({**row, "low": mean - 0.01 * (mean != 0), "high": mean + 0.02 * (mean != 0)})
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("runs", runs), ("budgets", budgets), ("curves", curves), ("intervals", intervals)):
@@ -86,13 +89,14 @@ def tables(tmp_path_factory) -> results.Tables:
 
 
 def every_table(tables: results.Tables) -> dict[str, pd.DataFrame]:
-    found = {name: getattr(results, name)(tables) for name in ("targets", "two_by_two", "temperature", "costs")}
-    found |= {name: getattr(results, name)(tables) for name in ("diversity", "collinearity")}
+    names = ("two_by_two", "costs", "diversity", "collinearity", "front_page")
+    found = {name: getattr(results, name)(tables) for name in names}
     for world in results.worlds(tables):
-        found[f"ablations {world}"] = results.ablations(tables, world)
+        for name in ("ablations", "temperature", "best_temperature"):
+            found[f"{name} {world}"] = getattr(results, name)(tables, world)
         for metric in results.metrics(tables, world):
             found[f"main {world} {metric}"] = results.main(tables, world, metric)
-            for other in ("grpo", "sft", "vpo_credit"):
+            for other in ("grpo", "sft", "vpo"):
                 found[f"differences {world} {metric} {other}"] = results.differences(tables, world, metric, other)
     return found
 
@@ -103,7 +107,7 @@ def every_table(tables: results.Tables) -> dict[str, pd.DataFrame]:
 def test_what_is_empty_is_missing_and_gzipped_files_are_read(tmp_path, tables):
     sft = tables["runs"].query("variant == 'sft'").iloc[0]
     assert sft.seed == 0 and sft.correlation == 0.31 and np.isnan(sft.minutes)
-    assert set(tables["intervals"].minus) == {"", *YARDSTICKS}
+    assert set(tables["intervals"].minus) == {"", *YARDSTICKS, "vpo_credit", "group8"}
     write_fakes(tmp_path, ["tiny"], ["sft", "grpo"])
     plain = results.read(tmp_path)
     for name in ("curves", "intervals"):
@@ -131,19 +135,6 @@ def test_a_missing_file_and_a_damaged_number_are_named(tmp_path):
         results.read(tmp_path)
 
 
-def test_old_names_give_the_same_tables(tmp_path):
-    there = [name for name in POOLS if name != "best_of_set"]  # its name was another variant's
-    expected = every_table(results.read(write_fakes(tmp_path / "new", variants=there)))
-    rename = {new: old for old, new in OLD_NAMES.items()}
-    old = every_table(results.read(write_fakes(tmp_path / "old", variants=there, rename=rename)))
-    assert all(table.equals(expected[name]) for name, table in old.items())
-
-
-def test_todays_names_stay_where_no_old_one_is(tmp_path):
-    folder = write_fakes(tmp_path, ["tiny"], ["sft", "grpo", "vpo"])
-    assert set(results.read(folder)["runs"].variant) == {"sft", "grpo", "vpo"}
-
-
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -151,7 +142,8 @@ def test_the_main_table_has_every_method_the_ceiling_and_the_seeds(tables):
     best = results.main(tables, "tiny", "best")
     assert list(best.loc["vpo_credit"])[:2] == ["0.660 [0.650, 0.680]", "0.790 [0.780, 0.810]"]
     assert best.seeds["vpo_credit"] == "5" and best["k = 1"]["ceiling"] == "0.950"
-    assert list(best.index) == [*results.METHODS, "ceiling"]
+    assert list(best.index) == [*(name for name in results.METHODS if name in POOLS), "ceiling"]
+    assert "grpo_kl0.2" in best.index and "k1" not in best.index, "rivals are compared, ablations are not"
     assert results.metrics(tables, "tiny") == ["best", "pass", "eum"]
     assert results.metrics(tables, "maze") == ["best", "eum", "hypervolume"], "nobody passes in the maze"
 
@@ -165,46 +157,71 @@ def test_differences_are_told_in_words_by_the_sign_of_the_interval(tables):
 
 def test_ablations_stand_under_what_they_change(tables):
     tiny, maze = (results.ablations(tables, world) for world in ("tiny", "maze"))
-    assert ("who is credited", "vpo") in tiny.index and ("weightings", "k1") in tiny.index
-    assert ("weightings", "k1") not in maze.index and "hypervolume ratio, k = 3" in maze
-    assert not {"grpo", "sft", "vpo_credit"} & set(tiny.index.get_level_values("variant"))
+    changed = tiny.index.droplevel("minus")
+    assert ("credit per answer", "vpo_credit") in changed and ("answers in a set", "m2") in changed
+    assert "m2" not in maze.index.get_level_values("variant") and "hypervolume ratio, k = 3" in maze
+    assert not {"grpo", "sft", "vpo"} & set(tiny.index.get_level_values("variant"))
+    assert {metric.partition(",")[0] for metric in tiny} == {"best", "pass", "seeds"}
+
+
+def test_an_ablation_is_compared_with_what_differs_from_it_in_one_setting(tables):
+    minus = results.ablations(tables, "maze").reset_index().set_index("variant").minus
+    assert minus["vpo_search"] == "group8" and minus["diversity0.1"] == "vpo_credit" and minus["alpha3"] == "vpo"
+
+
+def test_each_policy_stands_at_its_best_temperature(tables):
+    found = results.best_temperature(tables, "tiny")
+    assert list(found.index) == ["sft"], "the others were sampled at one temperature"
+    assert found.loc["sft", "best, k = 3"].endswith("at 0.7") and found.loc["sft", "best, k = 24"].endswith("at 0.7")
+    assert list(results.temperature(tables, "tiny").index) == [("sft", "0.7"), ("sft", "1")]
 
 
 def test_the_other_tables(tables):
-    assert results.two_by_two(tables).loc[("tiny", "best@k", 3)].iloc[-1] == "0.790 [0.780, 0.810]"
+    assert list(results.two_by_two(tables)) == [
+        f"{text} ({name})"
+        for text, name in (
+            ("one answer, fixed", "grpo"),
+            ("one answer, random weights", "random_weights"),
+            ("M answers, fixed", "best_of_set"),
+            ("M answers, random weights", "vpo"),
+        )
+    ]
     costs = results.costs(tables).loc["tiny"]
     sampled = costs["thousands of answers sampled"]
     assert sampled["grpo"] == sampled["vpo_credit"] != "–", "the answers sampled in a training are equal"
     assert list(costs.loc["vpo_credit"])[-2:] == ["1.00", "7.5 [5.5, 9.5]"]
-    assert results.collinearity(tables).loc["gdpo", "tiny"] == "–"
+    assert results.collinearity(tables).loc["gdpo", ("tiny", "mean of pairs")] == "–"
     assert list(results.diversity(tables).loc[("maze", "sft")])[1:] == ["0.200 [0.200, 0.200]", "–"]
 
 
-def test_targets_are_judged_by_the_mean_and_by_the_interval(tables):
-    found = results.targets(tables).reset_index().set_index("target")
-    difference = found.loc["best@24 of vpo_credit minus grpo: 0.05 or more"]
-    assert list(difference) == ["tiny", "+0.126 [+0.116, +0.146]", "yes", "yes"]
-    ratio = found.loc["hypervolume at k = 3 of vpo_credit over grpo: 1.3 or more"]
-    assert list(ratio) == ["maze", "1.06 [1.05, 1.09]", "no", "no"]
-    growth = results.targets(tables).loc[("maze", "EUM of vpo_search minus grpo, growth from k = 3 to 24: above 0")]
-    assert growth.measured == "+0.107 [+0.107, +0.107]"
+def test_the_front_page_says_ahead_and_behind(tables):
+    page = results.front_page(tables)
+    assert page.index.name == "5 seeds" and list(page.index) == [f"VPO minus {name}" for name in OTHERS]
+    assert all(cell.split()[0] in ("ahead", "**behind**", "undecided") for cell in page.to_numpy().ravel())
+    at_1, at_24 = page.loc["VPO minus SFT", ["tool calls, k = 1", "tool calls, k = 24"]]
+    assert at_1 == "ahead +0.20" and at_24.startswith("undecided")
+    assert list(page)[3:] == ["maze, k = 1", "maze, k = 3", "maze, k = 24"]
 
 
+OTHERS = ("GRPO", "SFT", "max@k", "best of set")
 PARTS = {
     "one world": {"worlds": ["maze"]},
     "one seed": {"seeds": [3]},
     "no vpo": {"variants": ["sft", "sft_chain", "grpo", "max_at_k"]},
     "nothing but vpo": {"variants": ["sft", "vpo_credit"], "worlds": ["tiny"]},
-    "only ablations": {"variants": ["sft", "k1", "best_of_set_credit"], "worlds": ["tiny"]},
+    "only ablations": {"variants": ["sft", "k1", "vpo_credit"], "worlds": ["tiny"]},
 }
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_partial_results_give_every_table(tmp_path, part):
-    found = every_table(results.read(write_fakes(tmp_path, **part)))
+    tables = results.read(write_fakes(tmp_path, **part))
+    assert set(results.page_tables(summary(), tables)) == {"run", "tiny", "maze", "tiny_temperature"}
+    found = every_table(tables)
     assert not any("nan" in results.to_markdown(table) for table in found.values())
-    if "worlds" in part or "variants" in part:
-        assert "not measured" in set(found["targets"]["met by the mean"])
+    assert ("grpo" in found["diversity"].index.get_level_values("variant")) == (
+        "grpo" in part.get("variants", ["grpo"])
+    )
 
 
 # --- Over seeds, and one run beside them --------------------------------------------------------
@@ -322,5 +339,14 @@ def test_a_page_is_utf8_whatever_the_locale(tmp_path):
 
 def test_every_mark_of_the_two_pages_has_a_text(tables):
     texts = results.page_tables(summary(), tables)
-    assert set(texts) == {"run", "tiny", "maze"}
-    assert "**behind** at best@k for k = 1" in texts["run"] and "| vpo_credit " in texts["maze"]
+    assert set(texts) == {"run", "tiny", "maze", "tiny_temperature"}
+    assert "VPO minus GRPO" in texts["run"] and "| vpo_credit " in texts["maze"] and "k = 6" not in texts["maze"]
+
+
+def test_one_training_stands_beside_the_seeds(tables):
+    one = summary()
+    assert results.one_training(one, tables) == "", "it has no k = 3"
+    one["paired_differences"]["vpo_credit - grpo"]["3"] = {"best": [0.123, 0.1, 0.2]}
+    text = results.one_training(one, tables)
+    seeds = results.by_seed(tables, "vpo_credit", "best@3 - grpo")
+    assert "+0.12" in text and f"{seeds.mean():+.2f}" in text and f"{len(seeds)} seeds" in text

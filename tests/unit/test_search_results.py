@@ -65,6 +65,14 @@ def test_solved_curves_rise_with_the_budget():
         show.solved_curves({}, BUDGETS)
 
 
+def test_searches_stand_side_by_side():
+    figure = show.searches({world: results.solved_at(TABLES, world) for world in ("tiny_code", "tiny_repair")}, BUDGETS)
+    assert [line.get_ydata()[0] for axes in figure.axes for line in axes.get_lines()] == [0.5, 1.0]
+    for nothing in ({}, {"none": {}}):
+        with pytest.raises(LabError):
+            show.searches(nothing, BUDGETS)
+
+
 def test_a_lineage_lights_the_tests_that_pass():
     rewards_PD = np.array([[0.0, np.nan], [1.0, np.nan]])
     axes = show.lineage([0, 4], rewards_PD, ["no step yet", "name = 1\nnote = 2"], "one search").axes[0]

@@ -75,7 +75,7 @@ def test_the_plan_of_these_worlds(tmp_path):
         assert get_task(job.profile.task).load(None, "test") == get_task(job.world).load(None, "test")
     doubted = Job(tmp_path, FLAWED_WORLD, "vpo_doubted", 0).profile
     assert doubted.task == f"{FLAWED_WORLD}_doubted" and doubted.rl.kl == 0.01
-    assert VARIANTS["grpo_kl0.2"].worlds == ("tiny_code",)
+    assert not {*VARIANTS["grpo_kl0.2"].worlds} & {*JUDGES, *FLAWED}, "a price for the other worlds"
 
 
 def finish(job: Job, seed: int) -> None:
@@ -137,15 +137,10 @@ def test_the_files_and_tables_of_the_experiment(folder, monkeypatch):
 def test_the_figures_of_the_experiment(folder, monkeypatch):
     drawn = {}
     monkeypatch.setattr(figures, "save_figures", lambda these, out: drawn.update(these) or [])
-    monkeypatch.setattr(tastes, "dial_values", lambda rhos: {"vpo": np.zeros(len(rhos))})
     figures.draw_judges_figures(folder, folder)
-    assert set(drawn) == {
-        "tiny_judges_dial",
-        "tiny_judges_kl",
-        *(f"{FLAWED_WORLD}_{kind}" for kind in ("kl", "truth", "remedies")),
-    }
-    panels = drawn["tiny_judges_kl"].axes
-    assert len(panels) == 3 and all(len(axes.collections) for axes in panels)  # rings and bars
+    assert set(drawn) == {"judges_kl", "judges_hacking", "judges_remedies"}
+    panels = drawn["judges_kl"].axes
+    assert len(panels) == 2 and all(len(axes.collections) for axes in panels)  # rings and bars
 
 
 def test_the_table_of_the_bonus_comes_from_the_committed_results():

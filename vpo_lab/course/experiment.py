@@ -1,8 +1,9 @@
 """Methods x seeds x worlds: train them all, resume after a kill, write small CSV files.
 
-A job is one variant of one world under one seed, in a process of its own. All variants of a world
-and seed start from the same SFT policy and read the same prompts in the same order. What a job has
-done is kept as the notebooks keep theirs, so the same command continues where it was.
+A job is one variant of one world under one seed, in a process of its own. All variants of a world and seed start
+from the same SFT policy, train for as many steps and sample as many answers. Most of them draw the same prompts in
+the same order; variants with larger groups draw fewer prompts (see VARIANTS). What a job has done is kept as the
+notebooks keep theirs, so the same command continues where it was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -48,24 +49,18 @@ SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
 SETTINGS = "settings.json"
 EXAMPLES = "examples.json"
-# The main variants are sampled at another temperature too, into pools NAME@T: cooler, as in the paper, or hotter.
-OTHER_TEMPERATURE = {world: 0.7 for world in WORLDS} | {world: 1.5 for world in CODE}
-YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "vpo_credit")  # what every variant is compared with
-OLD_NAMES = {  # of the kept results -> today's
-    "vpo": "vpo_credit",
-    "set_credit": "vpo",
-    "best_of_set": "best_of_set_credit",
-    "vpo_pool": "vpo_search",
-    "pool8": "search8",
-}
+# The main variants are sampled at other temperatures too, into pools NAME@T: a search may choose its own.
+OTHER_TEMPERATURES = {world: (0.5, 0.7, 1.5) for world in WORLDS} | {world: (1.5,) for world in CODE}
+YARDSTICKS = ("sft", "sft_chain", "grpo", "max_at_k", "best_of_set", "vpo")  # what every variant is compared with
 
 
 @dataclass(frozen=True)
 class Variant:
     """Name a method and what it changes in the profile; method "sft" is a start that others are trained from.
 
-    `label` is for figures, the method's own if empty. `changes` says what tells it from vpo_credit, as the heading
-    of its row among the ablations; no heading, no row.
+    `label` is for figures, the method's own if empty. `changes` says what tells it from `control`, as the heading
+    of its row among the ablations; without a heading it stands among the methods. `control` is the variant that
+    differs from it in this alone.
     """
 
     method: str
@@ -75,17 +70,20 @@ class Variant:
     seeds: int = SEEDS
     label: str = ""
     changes: str = ""
+    control: str = "vpo"
 
 
-def _ablation(
-    label: str,
+def _three(
+    method: str,
+    label: str = "",
     changes: str = "",
-    worlds: tuple[str, ...] = ("tiny",),
+    worlds: tuple[str, ...] = WORLDS,
     start: str = "sft",
-    method: str = "vpo_credit",
+    control: str = "vpo",
     **rl,
 ) -> Variant:
-    return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, 3, label, changes)
+    """A variant on three seeds."""
+    return Variant(method, {f"rl.{key}": value for key, value in rl.items()}, start, worlds, 3, label, changes, control)
 
 
 def _priced(method: str, price: float) -> Variant:
@@ -100,37 +98,45 @@ def _doubted(method: str, price: float = PRICES[2]) -> Variant:
     return Variant(method, changes, worlds=FLAWED[1:2], label=f"{method_label(method)}, two judges")
 
 
+# In `tiny` and `maze`: 158 jobs. By the minutes in results/experiment/runs.csv that is 11 core-hours of training at 600
+# and 400 steps (7.5 at 400 and 250); their 432 pools come on top. A step samples 192 answers to 16 prompts, but for two
+# cases: groups of 8 chains take 8 prompts (`group8`, `vpo_search`), chains of five 10 prompts (`m5`, 200 answers).
 VARIANTS = {
     "sft": Variant("sft", worlds=KNOWN),
     "grpo": Variant("grpo", worlds=WORLDS + CODE),
-    "grpo_kl0.2": Variant("grpo", {"rl.kl": 0.2}, worlds=CODE[:1]),
-    "gdpo": Variant("gdpo"),
-    "maxrl": _ablation("", worlds=WORLDS, method="maxrl"),
-    "max_at_k": Variant("max_at_k", worlds=WORLDS + CODE[:1]),
-    "random_weights": Variant("random_weights"),
-    "goal_conditioned": _ablation("", worlds=WORLDS, method="goal_conditioned"),
-    "multi_rlvr": Variant("multi_rlvr", changes="what a set earns"),
-    "best_of_set": Variant("best_of_set", worlds=WORLDS + CODE),
-    "best_of_set_credit": Variant("best_of_set_credit", changes="what a set earns"),
-    "vpo": Variant("vpo", worlds=WORLDS + CODE, changes="who is credited"),
-    "vpo_credit": Variant("vpo_credit", worlds=WORLDS + CODE[:1]),
-    # 4 of 8 chains are searched: larger groups, on half as many prompts.
-    "vpo_search": Variant("vpo_search", {"rl.group_size": 8}, worlds=WORLDS + CODE[:1], changes="search over chains"),
-    "search8": _ablation(
-        "search over 8 chains", "search over chains", WORLDS, method="vpo_search", group_size=8, search_k=8
+    # GRPO's own remedies against collapse: a price on leaving the SFT policy, a hotter training.
+    "grpo_kl0.05": _three("grpo", kl=0.05),
+    "grpo_kl0.2": Variant("grpo", {"rl.kl": 0.2}, worlds=WORLDS + CODE[:1]),
+    "grpo_hot": _three("grpo", "GRPO trained at T = 1.3", temperature=1.3),
+    "gdpo": _three("gdpo"),
+    "max_at_k": Variant("max_at_k", worlds=WORLDS + CODE[:1]),  # for k = 6, half of a prompt's 12 answers
+    "max_at_k3": _three("max_at_k", "max@k for k = 3", at_k=3),
+    "random_weights": _three("random_weights"),
+    "multi_rlvr": _three("multi_rlvr", changes="what a set is paid for"),
+    "best_of_set": Variant("best_of_set", worlds=WORLDS + CODE, changes="what a set is paid for"),
+    "vpo": Variant("vpo", worlds=WORLDS + CODE),
+    "vpo_credit": Variant("vpo_credit", worlds=WORLDS + CODE[:1], changes="credit per answer"),
+    # The search is over 4 of 8 chains, so its control has groups of 8 too.
+    "vpo_search": Variant(
+        "vpo_search", {"rl.group_size": 8}, worlds=WORLDS + CODE[:1], changes="search over chains", control="group8"
     ),
-    "diversity0.1": _ablation("diversity bonus 0.1", "what a set earns", WORLDS, diversity=0.1),
-    "k1": _ablation("K = 1 weighting", "weightings", weight_draws=1),
-    "k8": _ablation("K = 8 weightings", "weightings", weight_draws=8),
-    "alpha0.3": _ablation("α = 0.3", "weightings", WORLDS, alpha=0.3),
-    "alpha3": _ablation("α = 3", "weightings", WORLDS, alpha=3.0),
-    # Chains of another length need a start that has seen them. All sample 192 answers a step (m5: 200).
-    "sft_m2": _ablation("SFT, M = 2", method="sft", candidates=2),
-    "m2": _ablation("M = 2 answers", "answers in a set", start="sft_m2", candidates=2, group_size=6, rollouts=96),
-    "sft_m5": _ablation("SFT, M = 5", method="sft", candidates=5),
-    "m5": _ablation("M = 5 answers", "answers in a set", start="sft_m5", candidates=5, group_size=4, rollouts=40),
-    "temperature0.7": _ablation("temperature 0.7", "sampling", temperature=0.7),
-    "temperature1.3": _ablation("temperature 1.3", "sampling", temperature=1.3),
+    "group8": _three("vpo", "groups of 8, half the prompts", "group size", group_size=8),
+    # Only a prefix of answers can be paid for diversity, so its control has credit per answer too.
+    "diversity0.1": _three(
+        "vpo_credit", "diversity bonus 0.1", "what a set is paid for", control="vpo_credit", diversity=0.1
+    ),
+    "k1": _three("vpo", "K = 1 weighting", "weightings", weight_draws=1),
+    "alpha0.3": _three("vpo", "α = 0.3", "weightings", alpha=0.3),
+    "alpha3": _three("vpo", "α = 3", "weightings", alpha=3.0),
+    # Chains of another length need a start that has seen them.
+    "sft_m2": _three("sft", worlds=WORLDS[:1], candidates=2),
+    "m2": _three(
+        "vpo", "M = 2 answers", "answers in a set", WORLDS[:1], "sft_m2", candidates=2, group_size=6, rollouts=96
+    ),
+    "sft_m5": _three("sft", worlds=WORLDS[:1], candidates=5),
+    "m5": _three(
+        "vpo", "M = 5 answers", "answers in a set", WORLDS[:1], "sft_m5", candidates=5, group_size=4, rollouts=40
+    ),
     **{f"{method}_kl{price:g}": _priced(method, price) for method, price in product(PRICED, PRICES)},
     **{f"{method}_doubted": _doubted(method) for method in PRICED},
 }
@@ -144,18 +150,6 @@ def label(name: str) -> str:
 def budgets_of(world: str) -> tuple[int, ...]:
     """Return the budgets k at which a world is measured: where chains hold two answers, multiples of two."""
     return get_profile(world).evaluation.budgets if world in JUDGED else BUDGETS
-
-
-def renamed(names: Iterable[str]) -> Callable[[str], str]:
-    """Return how to read names of variants: as they are, or by OLD_NAMES if one of them exists only there."""
-    if {name.partition("@")[0] for name in names}.isdisjoint(OLD_NAMES.keys() - VARIANTS.keys()):
-        return str
-
-    def today(name: str) -> str:
-        base, at, temperature = name.partition("@")
-        return OLD_NAMES.get(base, base) + at + temperature
-
-    return today
 
 
 @dataclass(frozen=True)
@@ -193,18 +187,14 @@ class Job:
         """Name the candidate pools it leaves: the usual start is asked for single answers and for chains."""
         names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
         main = VARIANTS[self.variant].seeds == SEEDS and self.world not in JUDGED
-        return (*names, *(f"{name}@{self.other}" for name in names if main))
+        others = OTHER_TEMPERATURES.get(self.world, (0.7,)) if main else ()
+        return (*names, *(f"{name}@{temperature}" for temperature in others for name in names))
 
     @property
     def searched(self) -> tuple[str, ...]:
         """Name the pools whose policies search, too: in the worlds of code, and of the hotter ones only GRPO's."""
         usual = [name for name in self.pools if "@" not in name or self.variant == "grpo"]
         return tuple(usual) if self.world in CODE else ()
-
-    @property
-    def other(self) -> float:
-        """Return the temperature of its further pools; for a world without one, that of the paper."""
-        return OTHER_TEMPERATURE.get(self.world, 0.7)
 
     @property
     def settings(self) -> dict:
@@ -238,8 +228,8 @@ class Job:
             else:
                 train_rl(profile, method, run, self.seed, name=self.variant, start=self.start.variant)
             for pool in self.pools:
-                name, at, _ = pool.partition("@")
-                asked = profile.with_overrides({"evaluation.temperature": self.other} if at else {})
+                name, at, temperature = pool.partition("@")
+                asked = profile.with_overrides({"evaluation.temperature": float(temperature)} if at else {})
                 for measure in (evaluate, study) if pool in self.searched else (evaluate,):
                     measure(asked, name, run, self.seed, method=method, suffix=pool[len(name) :])
 
@@ -446,9 +436,7 @@ def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size:
 def read_examples(folder: Path, world: str) -> dict[str, dict[str, dict]]:
     """Return request -> variant -> {"answers", "rewards"} of a world, as `collect` wrote them; {} if there are none."""
     path = Path(folder) / EXAMPLES
-    requests = read_json(path).get(world, {}) if path.exists() else {}
-    today = renamed(name for sets in requests.values() for name in sets)
-    return {request: {today(name): one for name, one in sets.items()} for request, sets in requests.items()}
+    return read_json(path).get(world, {}) if path.exists() else {}
 
 
 def final_entropy(log: list[dict]) -> float:
@@ -476,6 +464,7 @@ def _describe(job: Job, pool: Pool, log: list[dict]) -> dict:
         "distinct_answers": round(float(distinct_answers(pool).mean()), 4),
         "reward_diversity": round(float(np.mean(reward_diversity(flat_NnD))), 4),
         "correlation": collinearity(pool),
+        "least_correlation": collinearity(pool, np.nanmin),
         **{f"mean_{name}": round(float(flat_NnD[..., d].mean()), 4) for d, name in enumerate(pool.objectives)},
     }
 
@@ -495,9 +484,9 @@ def _intervals(values: dict[tuple, dict[int, np.ndarray]]) -> list[dict]:
     rows = []
     for (world, name, metric, k), by_seed in values.items():
         at = "".join(name.partition("@")[1:])
-        yardsticks = YARDSTICKS + ("best_of_set", "vpo") * (world in CODE)
-        if world in JUDGED:
-            yardsticks = ("sft", *(f"grpo_kl{price:g}" for price in PRICES))
+        yardsticks = ("sft", *(f"grpo_kl{price:g}" for price in PRICES)) if world in JUDGED else YARDSTICKS
+        control = VARIANTS[name].control if name in VARIANTS and VARIANTS[name].changes else ""
+        yardsticks = dict.fromkeys((*yardsticks, *([control] if control else [])))
         for other in ("", *(yardstick + at for yardstick in yardsticks)):
             rest = values.get((world, other, metric, k), {}) if other != name else {}
             seeds = [seed for seed in by_seed if not other or seed in rest]

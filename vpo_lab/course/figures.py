@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import FLAWED, JUDGED, PRICED, SEEDS, VARIANTS, label, read_examples
+from vpo_lab.course.experiment import FLAWED, PRICED, SEEDS, label, read_examples
 from vpo_lab.course.results import (
-    BASE,
+    FEW,
     HEADLINE,
-    METHODS,
+    TITLES,
     Tables,
     ablation_rows,
     as_summary,
-    metrics,
+    control_of,
     read,
+    shown,
     solved_at,
     worlds,
 )
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.runs import Run
 from vpo_lab.search.evolution import BUDGETS as SEARCH_BUDGETS
-from vpo_lab.search.pool import Pool
 from vpo_lab.tasks import get_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DRAWN = tuple(name for name in METHODS if name not in VARIANTS or VARIANTS[name].seeds == SEEDS)
-FEW = ("sft", "grpo", "max_at_k", "multi_rlvr", "best_of_set_credit", "vpo", "vpo_credit", "vpo_search")  # headline
-GRID = {"tiny": ("best", "pass"), "maze": ("best", "eum", "hypervolume")}
-CURVES = ("distinct_rollouts", "entropy", "best_of_group")
+CURVES = ("distinct_rollouts", "best_of_group")
 
 
 def load_logs(folder: Path) -> dict[str, list[dict]]:
@@ -43,7 +40,7 @@ def load_logs(folder: Path) -> dict[str, list[dict]]:
 
 
 def draw_figures(results: Path, out: Path) -> list[Path]:
-    """Draw the figures of one run from its saved results; return the paths. What needs pools waits for them."""
+    """Draw the figures of one run from its summary and its logs; return the paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,54 +49,19 @@ def draw_figures(results: Path, out: Path) -> list[Path]:
 
     summary, logs = read_json(results / "summary.json"), load_logs(results)
     rl_logs = {name: log for name, log in logs.items() if name != "sft"}
-    paths = {name: Run(results).pool(name) for name in ("sft_chain", *list(summary["methods"])[2:])}
-    pools = {name: Pool.load(path) for name, path in paths.items() if path.exists()}
     figures = {
-        "mechanism": show.mechanism(),
         "headline": show.headline(summary),
         "training_curves": show.training_curves(rl_logs, ["set_reward", "mean_reward", "best_of_group"]),
         "collapse": show.collapse(rl_logs),
-        "advantage_heatmap": _judged_group(pools["sft_chain"]) if "sft_chain" in pools else None,
-        "fronts": _fronts(pools) if len(pools) == len(paths) else None,
     }
-    return save_figures({name: figure for name, figure in figures.items() if figure}, out)
-
-
-def _judged_group(pool: Pool) -> Figure | None:
-    """The first request whose chains GRPO and VPO both tell apart, under both; None where there is none."""
-    from vpo_lab import show
-
-    number = show.group_with_signal(pool.rewards_NCMD)
-    if number is None:
-        return None
-    rewards_GMD = pool.rewards_NCMD[number]
-    subject = f"{pool.ids[number]}: {len(rewards_GMD)} chains of {pool.m} answers by the SFT start, as one group"
-    return show.judged_group(rewards_GMD, pool.objectives, subject=subject)
-
-
-def _fronts(pools: Mapping[str, Pool]) -> Figure | None:
-    """The pools, cut into sets of a chain's size, by the tool's name and the values, else by the first objectives."""
-    from vpo_lab import show
-
-    objectives, requests = next((pool.objectives, len(pool.ids)) for pool in pools.values())
-    if len(objectives) < 2:
-        return None
-    named = [objectives.index(name) for name in ("tool_name", "param_value") if name in objectives]
-    dims = named if len(named) == 2 else [0, 1]
-    size, sets = max(pool.m for pool in pools.values()), {}
-    for name, pool in pools.items():
-        rewards_Nn2 = pool.rewards_NCMD[..., dims].reshape(len(pool.ids), -1, 2)
-        whole = rewards_Nn2.shape[1] // size * size
-        sets[name] = rewards_Nn2[:, :whole].reshape(-1, size, 2)
-    subject = f"{requests} held-out requests, sets of {size} answers"
-    return show.fronts(sets, [objectives[d].replace("_", " ") for d in dims], subject=subject)
+    return save_figures(figures, out)
 
 
 # --- An experiment ------------------------------------------------------------
 
 
 def draw_experiment_figures(folder: Path, out: Path) -> list[Path]:
-    """Draw what the experiment's CSV files show so far; return the paths of the PNG files."""
+    """Draw the mechanism, and what the experiment's CSV files show so far; return the paths of the PNG files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,65 +70,82 @@ def draw_experiment_figures(folder: Path, out: Path) -> list[Path]:
     from vpo_lab.tasks.maze import draw
 
     tables = read(folder)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {"mechanism": show.mechanism()}
     panels = {world: (as_summary(tables, world, FEW), HEADLINE.get(world, "best")) for world in worlds(tables)}
-    if panels := {world: panel for world, panel in panels.items() if panel[0]["methods"]}:
-        figures["headline"] = show.worlds(panels, _subject(tables, panels))
-    for world in worlds(tables):
-        summary, told = as_summary(tables, world, DRAWN), metrics(tables, world)
-        grid = [metric for metric in GRID.get(world, ("best", "pass", "eum")) if metric in told]
-        if not summary["methods"]:
-            continue
-        figures[world] = show.budget_grid(summary, grid)
-        if curves := _curves(tables, world):
-            figures[f"collapse_{world}"] = show.curves_over_seeds(curves, CURVES)
-        if groups := _groups(tables, world):
-            compared = [metric for metric in dict.fromkeys((*grid, "eum")) if metric in told and metric != "pass"]
-            names = {name: label(name) for group in groups.values() for name in group}
-            figures[f"ablations_{world}"] = show.forest(groups, compared, BASE, names)
-        if world == "maze":
-            figures["maze_paths"] = _some_maze()
+    panels = {TITLES.get(world, world): panel for world, panel in panels.items() if panel[0]["methods"]}
+    if panels:
+        figures["headline"] = show.worlds(panels, _subject(tables), _trainings(tables))
+    if curves := {title: by_method for title, by_method in _curves(tables).items() if by_method}:
+        figures["collapse"] = show.curves_over_seeds(curves, CURVES, "line: mean over seeds; band: least to most")
+    if groups := _groups(tables):
+        figures["ablations"] = _ablations(tables, groups)
     if sets := _maze_examples(folder):
         figures["maze_sets"] = draw.maze_sets(*sets)
         figures["winner_regions"] = _winner_regions(*sets)
-    return save_figures({f"experiment_{name}": figure for name, figure in figures.items()}, out)
+    return save_figures(figures, out)
 
 
-def _subject(tables: Tables, worlds: Mapping[str, object]) -> str:
-    rows = tables["intervals"].query("world in @worlds and variant in @FEW and minus == ''")
-    count = " to ".join(map(str, sorted({rows.seeds.min(), rows.seeds.max()})))
-    return f"{count} training seeds on the same test requests; band: 95%, seeds and requests both resampled"
+def _subject(tables: Tables) -> str:
+    """How many seeds are behind a line, and what a band is."""
+    seeds = tables["intervals"].query("variant in @FEW and minus == ''").groupby("variant").seeds.max()
+    usual = seeds.mode().iloc[0]
+    others = [f"{label(name)}: {count}" for name, count in seeds[seeds != usual].items()]
+    count = f"{usual} training seeds" + f" ({', '.join(others)})" * bool(others)
+    return f"{count}, the same test requests; band: 95% over seeds and requests; thin lines: one training each"
 
 
-def _curves(tables: Tables, world: str) -> dict[str, dict[str, np.ndarray]]:
+def _trainings(tables: Tables) -> dict[str, dict[str, np.ndarray]]:
+    """Each training's hypervolume at every budget, where there are five: title -> method -> (S, K)."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for world in worlds(tables):
+        metric = HEADLINE.get(world)
+        for name in FEW if metric == "hypervolume" else ():
+            rows = tables["budgets"].query("world == @world and variant == @name")
+            values = rows.pivot(index="seed", columns="k", values=metric)
+            if len(values) == SEEDS:
+                found.setdefault(TITLES[world], {})[name] = values.to_numpy()
+    return found
+
+
+def _curves(tables: Tables) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Training curves for `curves_over_seeds`: mean, least and most over seeds, step by step."""
-    curves = {}
-    for name in DRAWN:
-        rows = tables["curves"].query("world == @world and variant == @name")
-        if len(rows):
-            by_step = rows.groupby("step")[list(CURVES)].agg(["mean", "min", "max"])
-            curves[name] = {"step": by_step.index.to_numpy()} | {
-                metric: by_step[metric].to_numpy() for metric in CURVES
-            }
-    return curves
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for world in worlds(tables):
+        curves = found.setdefault(TITLES.get(world, world), {})
+        for name in FEW:
+            rows = tables["curves"].query("world == @world and variant == @name")
+            if len(rows):
+                by_step = rows.groupby("step")[list(CURVES)].agg(["mean", "min", "max"])
+                curves[name] = {"step": by_step.index.to_numpy()} | {
+                    metric: by_step[metric].to_numpy() for metric in CURVES
+                }
+    return found
 
 
-def _groups(tables: Tables, world: str) -> dict:
-    """What changes -> variant -> metric -> k -> the difference to BASE, for `forest`."""
+def _groups(tables: Tables) -> dict:
+    """What changes -> variant -> panel -> k -> the difference to its control, for `forest`; a panel per metric."""
     groups: dict = {}
-    for row in ablation_rows(tables, world).itertuples():
-        metrics = groups.setdefault(row.changes, {}).setdefault(row.variant, {})
-        metrics.setdefault(row.metric, {})[row.k] = (row.mean, row.low, row.high)
+    for world in worlds(tables):
+        for row in ablation_rows(tables, world).itertuples():
+            panels = groups.setdefault(row.changes, {}).setdefault(row.variant, {})
+            panels.setdefault(f"{world} {row.metric}", {})[row.k] = (row.mean, row.low, row.high)
     return groups
 
 
-def _some_maze() -> Figure:
-    """The test maze with the most Pareto-optimal rewards, and a shortest walk for each."""
-    from vpo_lab.tasks.maze import draw
-    from vpo_lab.tasks.maze.world import best_paths, front
+def _ablations(tables: Tables, groups: Mapping) -> Figure:
+    """The ablations of all worlds in one figure: best@k and pass@k on tool calls, hypervolume in the maze."""
+    from vpo_lab import show
+    from vpo_lab.metrics import METRICS
 
-    gold = max((row["gold"] for row in get_task("maze").load(None, "test")), key=lambda gold: len(front(gold)))
-    return draw.maze_paths(gold, best_paths(gold))
+    panels = {}
+    for world in worlds(tables):
+        metrics = [HEADLINE[world]] if HEADLINE.get(world) == "hypervolume" else shown(tables, world)
+        title = TITLES.get(world, world).partition(":")[0]
+        panels |= {f"{world} {metric}": f"{title}: {METRICS[metric]}" for metric in metrics}
+    controls = {name: control_of(tables, name) for variants in groups.values() for name in variants}
+    usual = max(controls.values(), key=list(controls.values()).count)
+    names = {name: label(name) + f"\nminus {label(control)}" * (control != usual) for name, control in controls.items()}
+    return show.forest(groups, panels, f"minus {label(usual)}", names)
 
 
 def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
@@ -176,7 +155,15 @@ def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
         return None
     request, sets = next(iter(examples.items()))
     golds = {row["id"]: row["gold"] for row in get_task("maze").load(None, "test")}
-    return golds[request], {name: sets[name]["answers"] for name in DRAWN if name in sets}
+    return golds[request], {name: sets[name]["answers"] for name in _one_pair(FEW, sets)}
+
+
+def _one_pair(names: Sequence[str], found: Container[str]) -> list[str]:
+    """The names that were found; VPO and its control both as in the paper, or both with credit per answer."""
+    credit = "" if {"best_of_set", "vpo"} <= {name for name in names if name in found} else "_credit"
+    bare = dict.fromkeys(name.removesuffix("_credit") for name in names)
+    paired = [f"{name}{credit}" if name in ("best_of_set", "vpo") else name for name in bare]
+    return [name for name in paired if name in found]
 
 
 def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
@@ -185,7 +172,7 @@ def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
     from vpo_lab.tasks.maze.world import OBJECTIVES, front, score
 
     kept = [OBJECTIVES.index(name) for name in ("gold", "diamond", "avoid_lava")]  # all 0 without the exit
-    names = [name for name in ("sft_chain", "grpo", "best_of_set_credit", "vpo_credit") if name in answers]
+    names = _one_pair(("sft_chain", "grpo", "best_of_set", "vpo"), answers)
     sets = {name: np.array([score(text, gold) for text in answers[name]])[:, kept] for name in names}
     sets["all walks"] = front(gold)[:, kept]
     return show.winner_regions(sets, [OBJECTIVES[d].replace("_", " ") for d in kept])
@@ -193,6 +180,7 @@ def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
 
 # --- The worlds of code -------------------------------------------------------
 
+SEARCHES = {"tiny_code": "The policy sees the request alone", "tiny_repair": "It sees the program and its failed tests"}
 SEARCHED = ("sft", "grpo", "grpo@1.5", "grpo_kl0.2", "max_at_k", "best_of_set", "vpo")
 
 
@@ -206,20 +194,29 @@ def draw_code_figures(folder: Path, out: Path) -> list[Path]:
 
     tables = read(folder)
     summary = as_summary(tables, "tiny_code", [name for name in SEARCHED if "@" not in name])
-    figures = {"tiny_code_covered": show.budget_curves(summary, "covered")}
-    for world in worlds(tables):
-        solved = {name: at for name, at in solved_at(tables, world).items() if name in SEARCHED}
-        seeds = sorted({len(solved_SN) for solved_SN in solved.values()})
-        subject = f"{world}: {' to '.join(map(str, seeds))} training seeds, 30 held-out requests each"
-        figures[f"{world}_search"] = show.solved_curves(solved, SEARCH_BUDGETS, subject)
+    solved = {
+        title: {name: at for name, at in solved_at(tables, world).items() if name in SEARCHED}
+        for world, title in SEARCHES.items()
+        if world in worlds(tables)
+    }
+    seeds = sorted({len(solved_SN) for by_name in solved.values() for solved_SN in by_name.values()})
+    subject = f"{' to '.join(map(str, seeds))} training seeds, 30 held-out requests each"
+    figures = {
+        "code_covered": show.budget_curves(summary, "covered"),
+        "code_search": show.searches(solved, SEARCH_BUDGETS, subject),
+    }
     return save_figures(figures, out)
 
 
 # --- The worlds of judges -----------------------------------------------------
 
 
+TASTES = {"tiny_judges": "Independent tastes", "tiny_judges_opposed": "Opposed tastes"}
+HACKED = ("tiny_judges_own_flaws", *FLAWED)  # the first of these that was measured: all remedies were tried there
+
+
 def draw_judges_figures(folder: Path, out: Path) -> list[Path]:
-    """Draw the study of KL and hacking from its CSV files: optima as curves, trained policies as dots."""
+    """Draw what KL buys, how a flawed reward is hacked and what helps, from the CSV files of these worlds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,23 +224,21 @@ def draw_judges_figures(folder: Path, out: Path) -> list[Path]:
     from vpo_lab import show
     from vpo_lab.course import tastes
 
-    tables = tastes.read_judges(folder)
-    measured = [world for world in JUDGED if world in set(tables["truths"].world)]
-    rhos = tuple(np.round(np.linspace(-0.9, 1.0, 20), 2))
-    figures = {
-        "tiny_judges_dial": show.dial(tastes.dial_values(rhos), rhos, "two answers, each method at its best price")
+    tables, figures = tastes.read_judges(folder), {}
+    measured = set(tables["truths"].world)
+    panels = {
+        f"{title}, k = {k}\nwhat people get": _exact_and_trained(tables, world, k)
+        for world, title in TASTES.items()
+        for k in (tastes.BUDGETS[0], tastes.BUDGETS[-1])
+        if world in measured
     }
-    for world in measured:
-        title = {k: f"k = {k}: what people get" for k in tastes.BUDGETS}
-        panels = {title[k]: _exact_and_trained(tables, world, k) for k in tastes.BUDGETS}
-        seeds = tables["truths"].query("world == @world").seed.nunique()
-        subject = f"{world}: curves are exact optima, dots {seeds} trainings each (least to most)"
-        figures[f"{world}_kl"] = show.exact_and_trained(panels, subject=subject)
-        if world in FLAWED:
-            figures[f"{world}_truth"] = show.proxy_and_truth(_along(tables, world), subject=world)
-            figures[f"{world}_remedies"] = show.remedies(
-                tastes.remedies(tables, world), "what people get of 24 answers", world
-            )
+    if panels:
+        seeds = tables["truths"].query("world in @TASTES").seed.nunique()
+        subject = f"curves: exact optima; rings: where a price per token settles; dots: {seeds} trainings each"
+        figures["judges_kl"] = show.exact_and_trained(panels, subject=subject)
+    if flawed := next((world for world in HACKED if world in measured), ""):
+        figures["judges_hacking"] = show.proxy_and_truth(_along(tables, flawed))
+        figures["judges_remedies"] = show.remedies(tastes.remedies(tables, flawed), "what people get of 24 answers")
     return save_figures(figures, out)
 
 

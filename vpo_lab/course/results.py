@@ -18,9 +18,10 @@ import pandas as pd
 
 import vpo_lab
 from vpo_lab.config import Profile, get_profile
-from vpo_lab.course.experiment import BUDGETS, CODE, OTHER_TEMPERATURE, VARIANTS, WORLDS, Job, final_entropy, renamed
+from vpo_lab.course.experiment import BUDGETS, CODE, VARIANTS, WORLDS, Job, final_entropy, label
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
+from vpo_lab.methods import METHODS as KNOWN
 from vpo_lab.metrics import METRICS, crossed_bootstrap, verdict
 from vpo_lab.runs import Run
 from vpo_lab.search.evolution import BUDGETS as SEARCH_BUDGETS
@@ -33,8 +34,19 @@ from vpo_lab.train.prompts import rollouts_per_step
 Tables = dict[str, pd.DataFrame]
 
 SAVED = Path(vpo_lab.__file__).resolve().parent.parent / "results"
-BASE = "vpo_credit"  # the method of which the settings are changed one at a time
-METHODS = ("sft", "sft_chain", *(name for name, variant in VARIANTS.items() if variant.method == name != "sft"))
+# The methods and their rivals in the order of all tables: behind a method its variants that are no ablations.
+METHODS = (
+    "sft",
+    "sft_chain",
+    *dict.fromkeys(
+        name
+        for method in KNOWN
+        for name in (method, *(n for n, v in VARIANTS.items() if v.method == method and not v.changes))
+        if name in KNOWN or {*VARIANTS[name].worlds} & {*WORLDS, *CODE}
+    ),
+)
+# What pictures and small tables hold: a rival of each kind, and beside VPO always the control without a vector.
+FEW = ("sft", "grpo", "max_at_k", "best_of_set", "best_of_set_credit", "vpo", "vpo_search")
 CHANGES = {name: variant.changes for name, variant in VARIANTS.items()}
 NAMES = list(dict.fromkeys((*WORLDS, *METRICS, *CHANGES.values(), *METHODS, *VARIANTS)))  # in the order of all tables
 COLUMNS = {  # what each file must have, and of which type; budgets has `hypervolume` where a world's fronts are known
@@ -46,15 +58,16 @@ COLUMNS = {  # what each file must have, and of which type; budgets has `hypervo
     "search": {"seed": int, "id": str, "solved_at": float, "control": float, "reachable": "boolean", "programs": float},
 }
 HEADLINE = {"tiny": "best", "maze": "hypervolume"}  # the metric that tells most in a world
+SHOWN = {"tiny": ("best", "pass"), "maze": ("best", "hypervolume")}  # two that say different things
+TITLES = {"tiny": "Tool calls: one right answer", "maze": "Maze: objectives compete"}
 ALL_THREE = (*HEADLINE.items(), ("tiny_code", "covered"))
-BESIDE_THE_PAPER = (  # what docs/paper.md compares: rows of intervals.csv.gz as (world, metric, variant, minus)
+BESIDE_THE_PAPER = (  # what docs/paper.md compares, where it was measured: (world, metric, variant, minus)
     *((*world, "vpo", "grpo") for world in (*ALL_THREE, ("maze", "best"))),
     *((*world, "vpo", "max_at_k") for world in (*ALL_THREE, ("maze", "best"))),
     *((*world, "vpo", "sft") for world in ALL_THREE),
-    ("tiny", "best", "vpo_credit@0.7", "sft@0.7"),
-    *((*world, "best_of_set_credit", "vpo_credit") for world in HEADLINE.items()),
-    ("tiny_code", "covered", "best_of_set", "vpo"),
-    *(("tiny_code", "covered", "grpo_kl0.2", other) for other in ("grpo", "vpo")),
+    *(("tiny", "best", f"{name}@0.7", "sft@0.7") for name in ("vpo", "vpo_credit")),
+    *((*world, f"best_of_set{credit}", f"vpo{credit}") for credit in ("", "_credit") for world in ALL_THREE),
+    *((*world, "grpo_kl0.2", other) for world in ALL_THREE for other in ("grpo", "vpo")),
 )
 
 # --- An experiment ------------------------------------------------------------
@@ -63,8 +76,7 @@ BESIDE_THE_PAPER = (  # what docs/paper.md compares: rows of intervals.csv.gz as
 def read(folder: str | Path = SAVED / "experiment") -> Tables:
     """Return the tables that `vpo-lab experiment` wrote: "runs", "budgets", "curves" and "intervals".
 
-    Variants carry today's names, whatever the files call them. Raises LabError if a file or a column is missing
-    or holds no numbers where it should.
+    Raises LabError if a file or a column is missing or holds no numbers where it should.
     """
     tables = {}
     for name, columns in COLUMNS.items():
@@ -80,10 +92,6 @@ def read(folder: str | Path = SAVED / "experiment") -> Tables:
             raise LabError(f"{path} is damaged: {error}") from error
         if missing := {"world", "variant", *columns} - set(tables[name]):
             raise LabError(f"{path} has no column {min(missing)!r}: write it anew with `vpo-lab experiment`")
-    today = renamed(tables["runs"].variant)
-    for rows in tables.values():
-        for column in {"variant", "minus"} & set(rows):
-            rows[column] = rows[column].map(today)
     return tables
 
 
@@ -121,13 +129,15 @@ def as_summary(tables: Tables, world: str, variants: Sequence[str] = METHODS) ->
     return {"methods": methods, "ceiling": {str(k): ceiling(world, k) for k in BUDGETS} if methods else None}
 
 
-def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
-    """Return a metric of every method at every budget, with the world's ceiling and the number of seeds.
+def shown(tables: Tables, world: str) -> list[str]:
+    """Return the one or two metrics of a world that say different things."""
+    return [metric for metric in SHOWN.get(world, ("best", "pass", "covered")) if metric in metrics(tables, world)]
 
-    In the worlds of code of every variant, GRPO's with a price on KL among them.
-    """
+
+def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
+    """Return a metric of every method at every budget, with the world's ceiling and the number of seeds."""
     rows = tables["intervals"].query("world == @world and metric == @metric and minus == ''")
-    table = _wide(rows := rows[_compared(rows, world)], "variant", "k")
+    table = _wide(rows := rows.query("variant in @METHODS"), "variant", "k")
     if metric in ceiling(world, 1):
         table.loc["ceiling"] = [f"{ceiling(world, k)[metric]:.3f}" for k in table.columns]
     table = table.rename(columns="k = {}".format).rename_axis(METRICS[metric])
@@ -137,51 +147,76 @@ def main(tables: Tables, world: str, metric: str) -> pd.DataFrame:
 def differences(tables: Tables, world: str, metric: str, minus: str, ks: Sequence[int] = (3, 6, 24)) -> pd.DataFrame:
     """Return every method minus another on the same seeds and requests: ahead, behind or undecided, and by how much."""
     rows = tables["intervals"].query("world == @world and metric == @metric and minus == @minus and k in @ks")
-    table = _wide(rows[_compared(rows, world)], "variant", "k", difference)
+    table = _wide(rows.query("variant in @METHODS"), "variant", "k", difference)
     return table.rename(columns="k = {}".format).rename_axis(f"{METRICS[metric]} minus {minus}")
 
 
-def _compared(rows: pd.DataFrame, world: str) -> pd.Series:
-    """The rows of the main comparison; in the worlds of code GRPO with a price on KL is among them."""
-    return rows.variant.isin(METHODS) | ((world in CODE) & ~rows.variant.str.contains("@"))
+def control_of(tables: Tables, name: str) -> str:
+    """Return with what a variant is compared; where that was not measured, `vpo_credit`, which was changed before."""
+    control = VARIANTS[name].control
+    return control if (tables["intervals"].minus == control).any() else "vpo_credit"
 
 
 def ablation_rows(tables: Tables, world: str) -> pd.DataFrame:
-    """Return the rows of `intervals` that compare one changed setting with BASE at k = 3 and 24, with `changes`."""
-    rows = tables["intervals"].query("world == @world and minus == @BASE and k in (3, 24)")
-    rows = rows[rows.metric.isin(metrics(tables, world))]
-    changes = [CHANGES.get(name, "") or ("" if name in METHODS or "@" in name else "others") for name in rows.variant]
-    rows = rows.assign(changes=changes).query("changes != ''")
+    """Return the rows of `intervals` that compare one changed setting with its control at k = 3 and 24."""
+    rows = tables["intervals"].query("world == @world and minus != '' and k in (3, 24)")
+    rows = rows[rows.metric.isin(shown(tables, world)) & rows.variant.map(CHANGES).fillna("").ne("")]
+    rows = rows[rows.minus == [control_of(tables, name) for name in rows.variant]]
+    rows = rows.assign(changes=rows.variant.map(CHANGES))
     return rows.sort_values(["changes", "variant"], key=lambda names: names.map(_rank), kind="stable")
 
 
 def ablations(tables: Tables, world: str) -> pd.DataFrame:
-    """Return BASE with one setting changed, minus BASE."""
-    rows = ablation_rows(tables, world).query("metric != 'pass'")
-    table = _wide(rows, ["changes", "variant"], ["metric", "k"], difference)
-    return _flat(table).assign(seeds=rows.groupby(["changes", "variant"]).seeds.max().astype(str))
+    """Return each changed setting minus its control, in two metrics at k = 3 and 24."""
+    index = ["changes", "variant", "minus"]
+    rows = ablation_rows(tables, world)
+    table = _wide(rows, index, ["metric", "k"], difference)
+    return _flat(table).assign(seeds=rows.groupby(index).seeds.max().astype(str))
 
 
 def two_by_two(tables: Tables) -> pd.DataFrame:
-    """Return the four corners: one answer or M, a fixed scalar or random weights."""
+    """Return the four corners: one answer or M, a fixed scalarization or random weights."""
+    there = {*tables["intervals"].variant}
+    credit = "" if "best_of_set" in there or "best_of_set_credit" not in there else "_credit"  # as a pair
     corners = {
-        "grpo": "one answer, fixed scalar (grpo)",
-        "random_weights": "one answer, random weights (random_weights)",
-        "best_of_set_credit": "M answers, fixed scalar (best_of_set_credit)",
-        "vpo_credit": "M answers, random weights (vpo_credit)",
+        "grpo": "one answer, fixed",
+        "random_weights": "one answer, random weights",
+        f"best_of_set{credit}": "M answers, fixed",
+        f"vpo{credit}": "M answers, random weights",
     }
+    corners = {name: f"{text} ({name})" for name, text in corners.items()}
     rows = tables["intervals"].query("minus == '' and k in (3, 24) and variant in @corners")
     told = [metric in metrics(tables, world) for world, metric in zip(rows.world, rows.metric, strict=True)]
-    return _wide(rows[told], ["world", "metric", "k"], "variant").rename(index=METRICS, columns=corners)
+    return _wide(rows.loc[np.array(told, dtype=bool)], ["world", "metric", "k"], "variant").rename(
+        index=METRICS, columns=corners
+    )
 
 
-def temperature(tables: Tables) -> pd.DataFrame:
-    """Return the same policies sampled at the temperature of training and at the paper's."""
-    rows = tables["intervals"].query("minus == '' and metric in ('best', 'eum') and k in (3, 24)")
-    parts = rows.variant.str.partition("@")
-    rows = rows.assign(variant=parts[0], temperature=parts[2].replace("", "1"))
-    rows = rows[rows.variant.isin(rows.variant[rows.temperature == str(OTHER_TEMPERATURE["tiny"])])]
-    return _flat(_wide(rows, ["world", "variant", "temperature"], ["metric", "k"]))
+def _by_temperature(tables: Tables, world: str) -> pd.DataFrame:
+    """The rows of the policies that were sampled at several temperatures, with `temperature` as text."""
+    rows = tables["intervals"].query("world == @world and minus == '' and k in (3, 24)")
+    rows = rows[rows.metric.isin(shown(tables, world))]
+    at = rows.variant.str.extract("@(.+)", expand=False).fillna("1")
+    rows = rows.assign(variant=rows.variant.str.replace("@.*", "", regex=True), temperature=at)
+    return rows[rows.variant.isin(rows.variant[rows.temperature != "1"])]
+
+
+def temperature(tables: Tables, world: str) -> pd.DataFrame:
+    """Return the same policies sampled at the temperature of training, 1, and at others."""
+    return _flat(_wide(_by_temperature(tables, world), ["variant", "temperature"], ["metric", "k"]))
+
+
+def best_temperature(tables: Tables, world: str) -> pd.DataFrame:
+    """Return each policy at the temperature that is best for it, by metric and budget.
+
+    The temperature is chosen on the same requests that it is measured on, for all policies alike.
+    """
+    rows = _by_temperature(tables, world)
+    if len(rows):
+        rows = rows.loc[rows.groupby(["variant", "metric", "k"])["mean"].idxmax()]
+    texts = [f"{cell(*row[:3])} at {row[3]}" for row in rows[["mean", "low", "high", "temperature"]].to_numpy()]
+    rows = rows.assign(cell=pd.Series(texts, rows.index, dtype=object))
+    return _flat(_in_order(rows.pivot(index="variant", columns=["metric", "k"], values="cell")).fillna("–"))
 
 
 def costs(tables: Tables) -> pd.DataFrame:
@@ -220,9 +255,11 @@ def diversity(tables: Tables) -> pd.DataFrame:
 
 
 def collinearity(tables: Tables) -> pd.DataFrame:
-    """Return the mean correlation of two objectives over candidates, by method and world."""
-    table = _over_runs(tables, "correlation", ".2f").unstack("world").query("variant in @METHODS")
-    return _in_order(table).fillna("–")
+    """Return how two objectives correlate over candidates: the mean of all pairs, and the pair that competes most."""
+    columns = {"correlation": "mean of pairs", "least_correlation": "smallest pair"}
+    there = {text: _over_runs(tables, name, ".2f") for name, text in columns.items() if name in tables["runs"]}
+    table = pd.DataFrame(there).unstack("world").query("variant in @METHODS").swaplevel(axis=1)
+    return _in_order(pd.DataFrame(table)).fillna("–")
 
 
 def _over_runs(tables: Tables, column: str, form: str = ".3f") -> pd.Series:
@@ -264,45 +301,6 @@ def search(tables: Tables, world: str) -> pd.DataFrame:
 
 def _share(solved_SN: np.ndarray) -> str:
     return cell(*crossed_bootstrap(solved_SN.astype(float)), ".2f")
-
-
-def targets(tables: Tables) -> pd.DataFrame:
-    """Return what was hoped for before the trainings, what was measured, and whether that is met."""
-    index = ["world", "variant", "metric", "k", "minus"]
-    measured = tables["intervals"].set_index(index)[["mean", "low", "high"]].T
-    above_0, rows = 1e-9, []
-
-    def found(*key: object) -> np.ndarray:
-        return measured[key].to_numpy() if key in measured else np.full(3, np.nan)
-
-    def target(world: str, text: str, found: np.ndarray, limit: float, form: str = "+.3f") -> None:
-        mean, low, high = found
-        by_mean = "yes" if mean >= limit else "no"
-        by_interval = "yes" if low >= limit else "undecided" if high >= limit else "no"
-        words = ["not measured"] * 2 if np.isnan(mean) else [by_mean, by_interval]
-        rows.append([world, text, cell(*found, form), *words])
-
-    for metric, limit in (("best", 0.05), ("pass", 0.10)):
-        text = f"{metric}@24 of vpo_credit minus grpo: {limit:.2f} or more"
-        target("tiny", text, found("tiny", "vpo_credit", metric, 24, "grpo"), limit)
-    share = found("tiny", "vpo_credit", "best", 3, "") / ceiling("tiny", 3)["best"]
-    target("tiny", "best@3 of vpo_credit over its ceiling: 0.95 or more", share, 0.95, ".3f")
-    for k in (6, 12, 24):
-        text = f"best@{k} of vpo_credit minus max_at_k: 0 or more"
-        target("tiny", text, found("tiny", "vpo_credit", "best", k, "max_at_k"), 0.0)
-    for k in (3, 24):  # the interval of a ratio is that of the paired difference over the other's mean
-        ratio = found("maze", "vpo_credit", "hypervolume", k, "grpo") / found("maze", "grpo", "hypervolume", k, "")[0]
-        target("maze", f"hypervolume at k = {k} of vpo_credit over grpo: 1.3 or more", 1 + ratio, 1.3, ".2f")
-    for world, metric in product(WORLDS, ("best", "eum")):
-        for other in ("sft", "grpo", "max_at_k", "vpo_credit"):
-            text = f"{METRICS[metric]} at k = 24 of vpo_search minus {other}: above 0"
-            target(world, text, found(world, "vpo_search", metric, 24, other), above_0)
-        for other in ("", " - grpo"):  # the least and the most over seeds: every training has to grow
-            late, early = (by_seed(tables, "vpo_search", f"{metric}@{k}{other}", world) for k in (24, 3))
-            text = f"{METRICS[metric]} of vpo_search{other.replace('-', 'minus')}, growth from k = 3 to 24: above 0"
-            target(world, text, (late - early).agg(["mean", "min", "max"]).to_numpy(), above_0)
-    columns = ["world", "target", "measured", "met by the mean", "met by the whole interval"]
-    return pd.DataFrame(rows, columns=columns).set_index(["world", "target"])
 
 
 # --- Over seeds, and one run beside them --------------------------------------
@@ -461,28 +459,54 @@ TABLE = re.compile(r"(<!-- table: ([\w-]+)[^\n]*-->\n).*?(<!-- /table -->)", re.
 
 def page_tables(summary: Mapping, tables: Tables) -> dict[str, str]:
     """Return what stands between the marks of README.md and results/README.md, by the name in the mark."""
-    title = (
-        f"`vpo-lab run --profile {summary['profile']} --seed {summary['seed']}`, {summary['requests']} held-out "
-        f"requests, {summary['interval']}. `sft` writes one answer at a time, `sft_chain` three in a chain."
+    tempered = best_temperature(tables, "tiny")
+    small = {world: main(tables, world, metric) for world, metric in HEADLINE.items()}
+    small = {world: table.drop(columns=["k = 6", "k = 12"], errors="ignore") for world, table in small.items()}
+    small["tiny_temperature"] = tempered[tempered.index.isin([*FEW, "vpo_credit"])]
+    texts = {name: to_markdown(table) for name, table in small.items()}
+    return {"run": f"{to_markdown(front_page(tables))}\n{one_training(summary, tables)}", **texts}
+
+
+def front_page(tables: Tables, name: str = "vpo") -> pd.DataFrame:
+    """Return where VPO is ahead of four others, behind them or undecided, in the two worlds at k = 1, 3 and 24."""
+    index = ["world", "metric", "variant", "minus", "k"]
+    rows = tables["intervals"].set_index(index)[["mean", "low", "high", "seeds"]]
+    table: dict[str, dict[str, str]] = {}
+    for other, (world, metric), k in product(("grpo", "sft", "max_at_k", "best_of_set"), HEADLINE.items(), (1, 3, 24)):
+        if (key := (world, metric, name, other, k)) in rows.index:
+            mean, low, high, _ = rows.loc[key]
+            word = verdict(low, high).replace("behind", "**behind**")
+            column = f"{TITLES[world].partition(':')[0].lower()}, k = {k}"
+            number = f"{round(mean, 2) or 0.0:+.2f}".replace("-", "−")
+            table.setdefault(f"VPO minus {label(other)}", {})[column] = f"{word} {number}"
+    seeds = rows.query("variant == @name and minus != ''").seeds
+    counted = f"{' to '.join(map(str, sorted({*seeds.astype(int)}))) or 'no'} seeds"
+    return pd.DataFrame(table).T.fillna("–").rename_axis(counted)
+
+
+def one_training(summary: Mapping, tables: Tables) -> str:
+    """Return a sentence that puts the course's own run beside the seeds of the experiment; "" if it has no VPO."""
+    pairs = summary["paired_differences"]
+    pair = next((pair for pair in pairs if pair.endswith(" - grpo") and "3" in pairs[pair]), "")
+    name, world = pair.partition(" - ")[0], summary["profile"]
+    if not pair or not len(values := by_seed(tables, name, "best@3 - grpo", world)):
+        return ""
+    mine = pairs[pair]["3"]["best"][0]
+    numbers = [f"{number:+.2f}".replace("-", "−") for number in (mine, values.mean(), values.min(), values.max())]
+    return (
+        f"The notebooks show one training, seed {summary['seed']}: best@3 of `{name}` minus GRPO's is {numbers[0]}. "
+        f"Over {len(values)} seeds it is {numbers[1]}, from {numbers[2]} to {numbers[3]}.\n"
     )
-    lines, ks = [], np.array(list(next(iter(summary["methods"].values()))["k"]))
-    for pair, rows in verdicts(summary).groupby(level=0, sort=False):
-        found = [
-            f"{f'**{word}**' if word == 'behind' else word} at {metric} for k = {', '.join(ks[row == word])}"
-            for (_, metric), row in rows.iterrows()
-            for word in ("ahead", "behind", "undecided")
-            if (row == word).any()
-        ]
-        lines.append(f"- {pair}: {'; '.join(found)}.\n")
-    best, solved = (to_markdown(run_table(summary, metric)) for metric in ("best", "pass"))
-    main_tables = {world: to_markdown(main(tables, world, metric)) for world, metric in HEADLINE.items()}
-    return {"run": f"{best}\n{solved}\n{title}\n\n{''.join(lines)}", **main_tables}
 
 
 def code_tables(tables: Tables) -> dict[str, str]:
-    """Return the tables of the worlds of code, by the name in the mark of a page."""
-    searches = {f"{world}_search": to_markdown(search(tables, world)) for world in worlds(tables)}
-    return {"tiny_code": to_markdown(main(tables, "tiny_code", "covered")), **searches}
+    """Return the table of the worlds of code, by the name in the mark of a page."""
+    covered = main(tables, "tiny_code", "covered")[["k = 1", "k = 3"]].add_prefix("covered, ")
+    columns = {"24": "solved within 24", "384": "within 384", "reachable": "reachable"}
+    blind = search(tables, "tiny_code")[[*columns]].rename(columns=columns)
+    seen = search(tables, "tiny_repair")[["24", "384"]].add_prefix("shown the parent: ")
+    table = _in_order(covered.join([blind, seen], how="outer")).fillna("–")
+    return {"code": to_markdown(table.rename_axis("patches of code"))}
 
 
 def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
@@ -490,9 +514,10 @@ def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
     rows = pd.concat([tables["intervals"], code["intervals"]]).set_index(["world", "metric", "variant", "minus", "k"])
     gaps = {}
     for world, metric, variant, minus in BESIDE_THE_PAPER:
-        at = [rows.loc[(world, metric, variant, minus, k)] for k in (3, 24)]
-        texts = [difference(*row[["mean", "low", "high"]]) for row in at]
-        gaps[f"{variant} minus {minus}", world, METRICS[metric]] = [*texts, f"{int(at[0].seeds)}"]
+        if (world, metric, variant, minus, 3) in rows.index:
+            at = [rows.loc[(world, metric, variant, minus, k)] for k in (3, 24)]
+            texts = [difference(*row[["mean", "low", "high"]]) for row in at]
+            gaps[f"{variant} minus {minus}", world, METRICS[metric]] = [*texts, f"{int(at[0].seeds)}"]
     index = pd.MultiIndex.from_tuples(gaps, names=["variant minus another", "world", "metric"])
     gaps = pd.DataFrame(gaps.values(), index, ["k = 3", "k = 24", "seeds"])
     runs = pd.concat([_over_runs(each, "reward_diversity", ".2f") for each in (tables, code)])

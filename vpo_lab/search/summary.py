@@ -7,6 +7,7 @@ that is reported is computed from pools, so figures and tables never need the po
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,11 +100,14 @@ def tokens_at_k(pool: Pool, k: int) -> float:
     return round(float(pool.tokens_NC.mean() * math.ceil(k / pool.m)), 2)
 
 
-def collinearity(pool: Pool) -> float | None:
-    """Return the mean correlation of two objectives over all candidates; None where no objective varies."""
+def collinearity(pool: Pool, over: Callable = np.nanmean) -> float | None:
+    """Return the mean correlation of two objectives over all candidates; None where no objective varies.
+
+    over: np.nanmin for the pair that competes most. A mean hides it where signs differ.
+    """
     correlation_DD = objective_collinearity(pool.rewards_NCMD.reshape(-1, len(pool.objectives)))
     off_diagonal = correlation_DD[~np.eye(len(correlation_DD), dtype=bool)]
-    return None if np.isnan(off_diagonal).all() else round(float(np.nanmean(off_diagonal)), 4)
+    return None if np.isnan(off_diagonal).all() else round(float(over(off_diagonal)), 4)
 
 
 def distinct_answers(pool: Pool) -> np.ndarray:

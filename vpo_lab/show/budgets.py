@@ -38,13 +38,16 @@ def _check_metric(metric: str) -> None:
         raise LabError(f"unknown metric {metric!r}: choose one of {', '.join(METRIC_TITLES)}")
 
 
-def _draw_budget(axes: Axes, summary: dict, metric: str) -> None:
+def _draw_budget(axes: Axes, summary: dict, metric: str, runs: Mapping[str, np.ndarray] | None = None) -> None:
+    """Draw a metric against k; a method with `runs` (S, K) has a thin line for each training in place of its band."""
     _check_metric(metric)
-    budgets = _budgets(summary)
-    ends = [
-        draw_band(axes, budgets, [method["k"][str(k)][metric] for k in budgets], name)
-        for name, method in summary["methods"].items()
-    ]
+    budgets, ends = _budgets(summary), []
+    for name, method in summary["methods"].items():
+        intervals = [method["k"][str(k)][metric] for k in budgets]
+        if runs and name in runs:
+            axes.plot(budgets, np.asarray(runs[name]).T, color=method_style(name)["color"], linewidth=0.7, alpha=0.55)
+            intervals = [[mean] * 3 for mean, *_ in intervals]
+        ends.append(draw_band(axes, budgets, intervals, name))
     ceiling = summary.get("ceiling") or {}
     limits = [ceiling.get(str(k), {}).get(metric, np.nan) for k in budgets]
     if np.isfinite(limits).any():
@@ -106,28 +109,23 @@ def _draw_tokens(axes: Axes, summary: dict, metric: str) -> None:
 
 
 @styled
-def worlds(panels: Mapping[str, tuple[dict, str]], subject: str = "") -> Figure:
+def worlds(
+    panels: Mapping[str, tuple[dict, str]],
+    subject: str = "",
+    runs: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> Figure:
     """Draw summaries of tasks side by side: title -> (summary, the metric to draw).
 
-    LabError without a summary, or for an unknown metric.
+    runs: title -> method -> (S, K), the metric of each of S trainings at the K budgets, drawn as thin lines in place
+    of the method's band. LabError without a summary, or for an unknown metric.
     """
     if not panels:
         raise LabError("no world to draw: give at least one summary and its metric")
     figure, axes = new_axes(len(panels), width=max(5.4 * len(panels), 6.4), height=4.2)
-    for one, (name, (summary, metric)) in zip(axes, panels.items(), strict=True):
-        _draw_budget(one, summary, metric)
-        one.set_title(f"{name}\n{METRIC_TITLES[metric]}")
+    for one, (title, (summary, metric)) in zip(axes, panels.items(), strict=True):
+        _draw_budget(one, summary, metric, (runs or {}).get(title))
+        one.set_title(f"{title}\n{METRIC_TITLES[metric]}")
     write_subject(figure, subject)
-    return figure
-
-
-@styled
-def budget_grid(summary: dict, metrics: Sequence[str]) -> Figure:
-    """Draw every metric against the k candidates (above) and against the tokens they cost (below)."""
-    figure, panels = new_axes(len(metrics), 2, width=5.5 * len(metrics), height=7.8)
-    for column, metric in enumerate(metrics):
-        _draw_budget(panels[column], summary, metric)
-        _draw_tokens(panels[len(metrics) + column], summary, metric)
     return figure
 
 
@@ -137,31 +135,29 @@ FOREST_MARKERS = (("o", "white"), ("D", None), ("s", "white"), ("^", None))  # o
 @styled
 def forest(
     groups: Mapping[str, Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]],
-    metrics: Sequence[str],
-    other: str,
+    panels: Mapping[str, str],
+    x_label: str,
     labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw paired differences of many variants to one other, in groups: a dot and an interval per budget.
+    """Draw paired differences of many variants to another, in groups: a dot and an interval per budget.
 
-    groups: heading -> variant -> metric -> k -> [mean, low, high] of the difference, or nothing.
-    other: the variant that they are compared with, at 0. labels: variant -> what to call it.
-    LabError without a variant.
+    groups: heading -> variant -> panel -> k -> [mean, low, high] of the difference, or nothing.
+    panels: panel -> its title. labels: variant -> what to call it. LabError without a variant or a panel.
     """
     from matplotlib.lines import Line2D
 
     labels = labels or {}
     rows = [row for group, variants in groups.items() for row in ((group, ""), *((group, name) for name in variants))]
-    if not any(name for _, name in rows):
+    if not panels or not any(name for _, name in rows):
         raise LabError("no variant to compare: the forest is empty")
-    budgets = sorted({k for group in groups.values() for by in group.values() for m in metrics for k in by.get(m, {})})
-    width, height = 2.0 + 3.9 * len(metrics), 1.5 + 0.3 * len(rows)
-    figure, panels = new_axes(len(metrics), width=width, height=height)
-    for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
-        _check_metric(metric)
+    budgets = sorted({k for group in groups.values() for by in group.values() for p in panels for k in by.get(p, {})})
+    width, height = 2.0 + 3.4 * len(panels), 1.5 + 0.3 * len(rows)
+    figure, axes_P = new_axes(len(panels), width=width, height=height)
+    for column, (axes, (panel, title)) in enumerate(zip(axes_P, panels.items(), strict=True)):
         for y, (group, name) in enumerate(rows):
             for number, k in enumerate(budgets):
-                if name and k in groups[group][name].get(metric, {}):
-                    _forest_dot(axes, groups[group][name][metric][k], y, number, len(budgets), name)
+                if name and k in groups[group][name].get(panel, {}):
+                    _forest_dot(axes, groups[group][name][panel][k], y, number, len(budgets), name)
         axes.axvline(0, color="#222222", linewidth=1)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         names = [labels.get(name, method_label(name)) if name else group for group, name in rows]
@@ -172,9 +168,9 @@ def forest(
         for y, (_, name) in enumerate(rows):
             if not name:
                 axes.axhline(y, color="#F2F2F2", linewidth=14, zorder=0)
-        axes.set_title(METRIC_TITLES[metric])
-        axes.set_xlabel(f"difference to {method_label(other)}")
-    for label, (_, name) in zip(panels[0].get_yticklabels(), rows, strict=True):
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+    for label, (_, name) in zip(axes_P[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if name else "bold")
     style = {"color": "#444444", "linestyle": ""}
     handles = [

@@ -63,17 +63,30 @@ def solved_curves(solved_at: Mapping[str, np.ndarray], budgets: Sequence[int], s
     solved_at: name -> (S, N) by training seed and problem, after how many candidates it was solved, infinity for
     never. The band is 95% over seeds and problems. LabError without a policy.
     """
-    if not solved_at:
+    return _searches({"": solved_at}, budgets, subject, width=7.2)
+
+
+@styled
+def searches(panels: Mapping[str, Mapping[str, np.ndarray]], budgets: Sequence[int], subject: str = "") -> Figure:
+    """Draw `solved_curves` side by side: title -> name -> (S, N). LabError without a search."""
+    return _searches(panels, budgets, subject, width=5.4 * len(panels))
+
+
+def _searches(
+    panels: Mapping[str, Mapping[str, np.ndarray]], budgets: Sequence[int], subject: str, width: float
+) -> Figure:
+    if not panels or not all(panels.values()):
         raise LabError("no search to draw: give the solved_at of at least one policy")
-    figure, (axes,) = new_axes(width=7.2, height=4.0)
-    ends = []
-    for name, solved_SN in solved_at.items():
-        shares = [crossed_bootstrap((np.asarray(solved_SN) <= budget).astype(float)) for budget in budgets]
-        ends.append(draw_band(axes, budgets, shares, name))
-    log2_axis(axes, budgets, "candidates tried for a request (band: 95%)")
-    axes.set_xticks(budgets, [str(budget) for budget in budgets])
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_title("share of requests solved")
-    label_ends(axes, ends)
+    figure, axes_P = new_axes(len(panels), width=width, height=4.0)
+    for axes, (title, solved_at) in zip(axes_P, panels.items(), strict=True):
+        ends = []
+        for name, solved_SN in solved_at.items():
+            shares = [crossed_bootstrap((np.asarray(solved_SN) <= budget).astype(float)) for budget in budgets]
+            ends.append(draw_band(axes, budgets, shares, name))
+        log2_axis(axes, budgets, "candidates tried for a request (band: 95%)")
+        axes.set_xticks(budgets, [str(budget) for budget in budgets])
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_title(f"{title}\nshare of requests solved".strip())
+        label_ends(axes, ends)
     write_subject(figure, subject)
     return figure

@@ -41,7 +41,9 @@ def exact_and_trained(
     """
     if not panels:
         raise LabError("nothing to draw: give at least one panel")
-    figure, axes_P = new_axes(len(panels), width=max(4.3 * len(panels), 6.0), height=4.0)
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = len(panels) // columns
+    figure, axes_P = new_axes(columns, rows, width=max(4.3 * columns, 6.0), height=4.0 * rows)
     for axes, (title, panel) in zip(axes_P, panels.items(), strict=True):
         ends = [_curve(axes, name, points) for name, points in panel.get("curves", {}).items()]
         for name, points in panel.get("marks", {}).items():

@@ -165,11 +165,11 @@ def _judged(
     step, side = min(0.48, 2.4 / len(chains)), 0.27
     right, bottom = left + 0.3 * len(chains[0]), top - step * len(chains)
     page.add_patch(_box(left - 0.07, bottom + 0.02, right + 3.6 - left, step - 0.04, "#EFEFEF"))
-    for number, (name, what) in enumerate((("grpo", "mean"), ("vpo", "R(S)"))):
+    for number, (name, what) in enumerate((("grpo", "set mean"), ("vpo", "R(S)"))):
         at = right + 0.25 + 1.8 * number
         zero = at + 1.0
-        page.text(at, top + 0.42, METHOD_LABEL[name], va="center", fontweight="bold", fontsize=11.5)
-        page.text(at, top + 0.14, what, va="center", color=SOFT)
+        page.text(at, top + 0.42, f"{METHOD_LABEL[name]}: {what}", va="center", fontweight="bold", fontsize=11.5)
+        page.text(at, top + 0.14, "paid", va="center", color=SOFT)
         page.text(zero, top + 0.14, "advantage", va="center", ha="center", color=SOFT)
         page.plot([zero, zero], [bottom + 0.05, top - 0.05], color="#888888", linewidth=1)
         for g, (value, advantage) in enumerate(zip(paid[name], advantages[name], strict=True)):

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import LOG_LABEL, draw_band, label_ends, method_label, method_style, new_axes, styled
+from vpo_lab.show.style import (
+    LOG_LABEL,
+    draw_band,
+    label_ends,
+    method_label,
+    method_style,
+    new_axes,
+    styled,
+    write_subject,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,26 +64,29 @@ def collapse(logs: Mapping[str, list[dict]]) -> Figure:
 
 
 @styled
-def curves_over_seeds(curves: Mapping[str, Mapping[str, np.ndarray]], metrics: Sequence[str]) -> Figure:
-    """Draw logged metrics against the step, one panel each: the mean over seeds, and their range as a band.
+def curves_over_seeds(
+    worlds: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], metrics: Sequence[str], subject: str = ""
+) -> Figure:
+    """Draw logged metrics against the step, a row for each world: the mean over seeds, and their range as a band.
 
-    curves: method -> {"step": (n,), metric: (n, 3) of mean, least, most}; a method without a metric is left out.
-    LabError without a method.
+    worlds: title -> method -> {"step": (n,), metric: (n, 3) of mean, least, most}; a method without a metric is left
+    out. LabError without a world.
     """
-    if not curves:
-        raise LabError("no curves to draw: give at least one method")
-    figure, panels = new_axes(len(metrics), width=4.9 * len(metrics), height=4.0)
-    for axes, metric in zip(panels, metrics, strict=True):
+    if not worlds:
+        raise LabError("no curves to draw: give at least one world")
+    figure, panels = new_axes(len(metrics), len(worlds), width=4.9 * len(metrics), height=3.4 * len(worlds))
+    for number, (axes, (title, metric)) in enumerate(zip(panels, product(worlds, metrics), strict=True)):
         ends = []
-        for name, curve in curves.items():
+        for name, curve in worlds[title].items():
             if metric in curve:
                 steps, bands = curve["step"], np.asarray(curve[metric], dtype=float)
                 smoothed = np.column_stack([smooth(column, len(steps) // 15) for column in bands.T])
                 ends.append(draw_band(axes, steps, smoothed, name, markevery=max(1, len(steps) // 6)))
-        axes.set_title(LOG_LABEL.get(metric, metric))
-        axes.set_xlabel("step")
+        axes.set_title(f"{title}\n{LOG_LABEL.get(metric, metric)}")
+        axes.set_xlabel("step" if number >= len(panels) - len(metrics) else "")
         axes.margins(x=0.02)
         label_ends(axes, ends)
+    write_subject(figure, subject)
     return figure
 
 

@@ -11,7 +11,6 @@ from vpo_lab.errors import LabError
 from vpo_lab.methods import METHODS
 from vpo_lab.metrics import pareto_optimal
 from vpo_lab.show.style import (
-    INK,
     MANY,
     OKABE_ITO,
     SOFT,
@@ -419,7 +418,7 @@ def winner_regions(
 
     sets: name -> (M, 3). A region belongs to the reward vector that is best there, with one letter and
     colour in all triangles. The fuller the colour, the higher its w·r there, from 0 to 1. The number below
-    is the mean of that, the expected utility of the set. LabError without a set.
+    is the mean of that, the set reward. Above stands how many answers share the triangle. LabError without a set.
     """
     from matplotlib.lines import Line2D
 
@@ -428,7 +427,7 @@ def winner_regions(
     vectors = {name: np.unique(as_vectors(rewards_M3, 3).round(6), axis=0) for name, rewards_M3 in sets.items()}
     weights_hw3, inside = _simplex_grid(pixels)
     weights_K3 = dirichlet_weights(MANY, 3)
-    figure, panels = new_axes(len(vectors), width=max(2.6 * len(vectors), 3.4), height=3.5 + 0.3 * bool(subject))
+    figure, panels = new_axes(len(vectors), width=max(2.6 * len(vectors), 3.4), height=3.7 + 0.3 * bool(subject))
     numbers: dict[tuple, int] = {}  # of the vectors that win somewhere, in order of appearance
     for axes, (name, vectors_M3) in zip(panels, vectors.items(), strict=True):
         won_hwM = winners(vectors_M3, weights_hw3.reshape(-1, 3)).reshape(*inside.shape, -1)
@@ -440,8 +439,10 @@ def winner_regions(
         texts = [(" = ".join(letters[m] for m in group), place) for group, _, place in regions]
         _draw_regions(axes, image_hw3, inside, texts)
         _triangle(axes, objectives)
-        axes.set_title(method_label(name), loc="center", pad=10)
-        axes.text(0.5, -0.25, f"EUM {set_reward(vectors_M3, weights_K3):.2f}", ha="center", va="center", fontsize=11)
+        winning = {m for group, _, _ in regions for m in group}
+        axes.set_title(f"{method_label(name)}\n{_shared(len(winning))}", loc="center", pad=10)
+        worth = f"set reward {set_reward(vectors_M3, weights_K3):.2f}"
+        axes.text(0.5, -0.25, worth, ha="center", va="center", fontsize=11)
         axes.set_ylim(-0.32, _HEIGHT + 0.12)
     handles = [
         Line2D([], [], linestyle="", marker="s", markersize=9, color=candidate_color(number),
@@ -452,6 +453,11 @@ def winner_regions(
     figure.legend(handles=handles, title=title, loc="outside lower center", ncols=min(len(handles), 6), fontsize=10)
     write_subject(figure, subject)
     return figure
+
+
+def _shared(answers: int) -> str:
+    """Say how many different answers win somewhere."""
+    return "one answer for all" if answers == 1 else f"{answers} answers win"
 
 
 def _worth(vectors_M3: np.ndarray, won_hwM: np.ndarray, weights_hw3: np.ndarray, numbers: Mapping) -> np.ndarray:
@@ -466,82 +472,3 @@ def _worth(vectors_M3: np.ndarray, won_hwM: np.ndarray, weights_hw3: np.ndarray,
         changes = (won_hwM != np.roll(won_hwM, 1, axis=axis)).any(axis=2)
         image_hw3[changes] = 0.25
     return image_hw3
-
-
-def attainment(rewards_Sn2: np.ndarray, x: Sequence[float], y: Sequence[float]) -> np.ndarray:
-    """Return the share of the S sets with an answer that earns at least x in the first and y in the second: (Y, X)."""
-    first_Sn, second_Sn = np.moveaxis(np.asarray(rewards_Sn2, dtype=float), -1, 0)
-    shares_YX = np.empty((len(y), len(x)))
-    for column, least in enumerate(x):
-        best_S = np.sort(np.where(first_Sn >= least - 1e-9, second_Sn, -np.inf).max(axis=1))
-        shares_YX[:, column] = 1 - np.searchsorted(best_S, np.asarray(y) - 1e-9) / len(best_S)
-    return shares_YX
-
-
-@styled
-def fronts(sets: Mapping[str, np.ndarray], objectives: Sequence[str], subject: str = "") -> Figure:
-    """Draw reward vectors and fronts of many sets by two objectives, one panel for each policy.
-
-    sets: name -> (S, n, 2), S sets of n answers. A bubble's area is the share of all answers with this
-    vector. Shades, in steps of a quarter: the share of sets with an answer at least that good in both.
-    The line is the median front: half of the sets reach it. LabError without a set, or for another shape.
-    """
-    if not sets:
-        raise LabError("no set to draw: give at least one")
-    for name, rewards_Sn2 in sets.items():
-        shape = np.shape(rewards_Sn2)
-        if len(shape) != 3 or 0 in shape or shape[2] != 2:
-            raise LabError(f"rewards of {name} have shape {shape}: expected (S, n, 2), none of them 0")
-    figure, panels = new_axes(len(sets), width=max(3.4 * len(sets), 4.4), height=4.4 + 0.3 * bool(subject))
-    for axes, (name, rewards_Sn2) in zip(panels, sets.items(), strict=True):
-        rewards_Sn2 = np.asarray(rewards_Sn2, dtype=float)
-        _draw_front(axes, rewards_Sn2, method_style(name)["color"])
-        axes.set_title(method_label(name), pad=20)
-        share = attainment(rewards_Sn2, [1], [1])[0, 0]
-        axes.text(0, 1.03, f"{share:.0%} of the sets hold a (1, 1)", transform=axes.transAxes, fontsize=10, color=SOFT)
-        axes.set_xlabel(objectives[0])
-    panels[0].set_ylabel(objectives[1])
-    _front_legend(figure)
-    write_subject(figure, subject)
-    return figure
-
-
-REACHED = {0.25: "#E6E6E6", 0.5: "#CFCFCF", 0.75: "#B5B5B5"}  # at least this share of the sets -> grey
-
-
-def _draw_front(axes: Axes, rewards_Sn2: np.ndarray, color: str) -> None:
-    """Draw shades of what the sets reach, the median front, and a bubble for every reward vector."""
-    from matplotlib.colors import to_rgb
-
-    levels = (np.arange(360) + 0.5) / 360
-    reached_YX = attainment(rewards_Sn2, levels, levels)
-    image = np.ones((*reached_YX.shape, 3))
-    for share, grey in REACHED.items():
-        image[reached_YX >= share - 1e-9] = to_rgb(grey)
-    axes.imshow(image, origin="lower", extent=(0, 1, 0, 1), interpolation="nearest", zorder=0)
-    half_X = (reached_YX >= 0.5 - 1e-9).mean(axis=0)  # how high half of the sets reach: a staircase down
-    half_X = half_X[half_X > 0]
-    if len(half_X):
-        edges = np.arange(len(half_X) + 1) / len(levels)
-        line = np.column_stack([np.repeat(edges, 2)[1:], [*np.repeat(half_X, 2), 0]])
-        axes.plot(*line.T, color=INK, linewidth=2.2, zorder=2, clip_on=False)
-    values_V2, counts_V = np.unique(rewards_Sn2.reshape(-1, 2).round(6), axis=0, return_counts=True)
-    size_V = np.maximum(2000 * counts_V / counts_V.sum(), 3)
-    axes.scatter(*values_V2.T, s=size_V, facecolor=color, edgecolor="white", linewidths=0.8, zorder=3, clip_on=False)
-    axes.set(xlim=(-0.06, 1.1), ylim=(-0.06, 1.1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    axes.set_aspect("equal")
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-
-
-def _front_legend(figure: Figure) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=9, color="#777777", label="answers: area = their share"),
-        Line2D([], [], color=INK, linewidth=2.2, label="front that half of the sets reach"),
-        *(Patch(facecolor=grey, label=f"reached by {share:.0%}") for share, grey in REACHED.items()),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9.5, columnspacing=1.2)

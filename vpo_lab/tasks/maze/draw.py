@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpo_lab.errors import LabError
-from vpo_lab.show.style import candidate_color, method_label, new_axes, styled
+from vpo_lab.show.style import MANY, candidate_color, method_label, new_axes, styled
 from vpo_lab.show.vectors import as_vectors, row_names
 from vpo_lab.tasks.maze.world import MOVES, OBJECTIVES, Maze, parse_maze, score, walk
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,18 +60,25 @@ def maze_paths(
 
 @styled
 def maze_sets(gold: str, sets: Mapping[str, Sequence[str]]) -> Figure:
-    """Draw the same maze for every method with its set of walks: method -> answers. LabError without a method."""
+    """Draw the same maze for every method with its set of walks, by the set reward: method -> answers.
+
+    LabError without a method.
+    """
     if not sets:
         raise LabError("no method to draw: give at least one set of answers")
-    maze = parse_maze(gold)
-    columns = min(len(sets), 5)
-    rows, side = -(-len(sets) // columns), 0.5 * maze.size
-    figure, panels = new_axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.35) * rows + 0.4)
-    for axes, (name, paths) in zip(panels, sets.items(), strict=False):
+    maze, weights_KD = parse_maze(gold), dirichlet_weights(MANY, len(OBJECTIVES))
+    worth = {
+        name: set_reward(np.stack([score(path, gold) for path in paths]), weights_KD) if paths else 0.0
+        for name, paths in sets.items()
+    }
+    rows, side = 1 if len(sets) <= 4 else 2, 0.5 * maze.size
+    columns = -(-len(sets) // rows)
+    figure, panels = new_axes(columns, rows, width=max(side * columns, 4.6), height=(side + 0.5) * rows + 0.4)
+    for axes, name in zip(panels, sorted(sets, key=worth.__getitem__), strict=False):
         _draw_maze(axes, maze)
-        for number, path in enumerate(paths):
-            _draw_walk(axes, maze, path, number, len(paths))
-        axes.set_title(method_label(name))
+        for number, path in enumerate(sets[name]):
+            _draw_walk(axes, maze, path, number, len(sets[name]))
+        axes.set_title(f"{method_label(name)}\nset reward {worth[name]:.2f}", fontsize=12)
     for axes in panels[len(sets) :]:
         axes.set_visible(False)
     _maze_legend(panels[0], figure.legend, loc="outside lower center")
