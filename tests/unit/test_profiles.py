@@ -163,6 +163,7 @@ def test_a_setting_that_affects_results_is_told_apart_by_name(overrides):
 def test_what_does_not_affect_results_is_not():
     changed = {
         "minutes": "soon",
+        "maze": "",
         "code": "",
         "judges": "",
         "track": True,
