@@ -203,14 +203,14 @@ def treasures(pools: Mapping[str, Pool]) -> pd.DataFrame:
 # --- The experiment -----------------------------------------------------------
 
 
-def corners(tables: Tables, measure: str, worlds: Sequence[str]) -> pd.DataFrame:
+def corners(tables: Tables, measure: str, world: str) -> pd.DataFrame:
     """Return mean, least, most and seeds of the four corners: one answer or a set, a fixed mean or random weights.
 
-    measure: such as "eum@3". The sets are those of the paper's VPO and its control `best_of_set`, if every world has
+    measure: such as "eum@3". The sets are those of the paper's VPO and its control `best_of_set`, if the world has
     both; else those with credit per answer.
     """
-    trained = {world: {*tables["runs"].query("world == @world").variant} for world in worlds}
-    credit = "" if all({"vpo", "best_of_set"} <= names for names in trained.values()) else "_credit"
+    trained = {*tables["runs"].query("world == @world").variant}
+    credit = "" if {"vpo", "best_of_set"} <= trained else "_credit"
     names = {
         ("one answer", "fixed mean"): "grpo",
         ("one answer", "random weights"): "random_weights",
@@ -218,8 +218,8 @@ def corners(tables: Tables, measure: str, worlds: Sequence[str]) -> pd.DataFrame
         ("a set", "random weights"): f"vpo{credit}",
     }
     rows = {}
-    for world, (corner, name) in ((world, item) for world in worlds for item in names.items()):
+    for corner, name in names.items():
         values = by_seed(tables, name, measure, world)
-        rows[(world, *corner, name)] = [*values.agg(["mean", "min", "max"]).round(3), len(values)]
-    index = pd.MultiIndex.from_tuples(rows, names=["world", "a rollout holds", "paid by", "method"])
+        rows[(*corner, name)] = [*values.agg(["mean", "min", "max"]).round(3), len(values)]
+    index = pd.MultiIndex.from_tuples(rows, names=["a rollout holds", "paid by", "method"])
     return pd.DataFrame(rows.values(), index, ["mean", "least", "most", "seeds"]).astype({"seeds": int})
