@@ -451,11 +451,14 @@ def write_report(root: Path | None = None) -> list[Path]:
 
 
 def as_committed(executed, source):
-    """Return the source notebook with the outputs of its executed copy, without timings and paths, and made small."""
+    """Return the source notebook with the outputs of its executed copy, without timings and paths, and made small.
+
+    Cells tagged "solution" stay without: they would answer the question above them.
+    """
     cells = {cell.id: cell for cell in executed.cells}
     for cell in source.cells:
         if cell.cell_type == "code" and cell.id in cells:
-            cell.outputs = cells[cell.id].outputs
+            cell.outputs = [] if "solution" in cell.metadata.get("tags", []) else cells[cell.id].outputs
             cell.execution_count = cells[cell.id].execution_count
     # papermill adds a cell of its own, so that counts in the copy do not start at 1.
     counter = 0

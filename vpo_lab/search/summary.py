@@ -147,7 +147,8 @@ def summarize(profile: Profile, run: Run, seed: int) -> dict:
     """Compare all pools of a run and write `summary.json`; returns what it wrote."""
     budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
     pools = {name: Pool.load(run.pool(name)) for name in pool_names(profile)}
-    pairs = [("vpo", other) for other in pools if other != "vpo"] if "vpo" in pools else []
+    vpo = next((name for name in profile.methods if name.startswith("vpo")), "")  # the method that all are held against
+    pairs = [(vpo, other) for other in pools if other != vpo] if vpo else []
     task = get_task(profile.task)
     stopped = {name: run.stage(name).stopped for name in profile.methods}
     summary = {
