@@ -74,7 +74,7 @@ def position_shares(
 @styled
 def position_curves(history_TMA: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw the probabilities of a toy policy over T steps, one panel for each of its M positions, a line per answer."""
-    figure, panels = new_axes(history_TMA.shape[1], width=3.2 * history_TMA.shape[1], height=2.5)
+    figure, panels = new_axes(history_TMA.shape[1], width=max(3.2 * history_TMA.shape[1], 5.8), height=2.5)
     for j, axes in enumerate(panels):
         for i, name in enumerate(names):
             axes.plot(history_TMA[:, j, i], color=candidate_color(i), label=name)
