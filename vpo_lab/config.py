@@ -126,7 +126,7 @@ class Profile:
         return self
 
     def settings(self) -> dict:
-        """Return what results depend on, as JSON holds it: {"rl.steps": 600, ...}."""
+        """Return what results depend on, as JSON holds it: {"rl.steps": 400, ...}."""
         values = json.loads(json.dumps(_flat(asdict(self))))
         return {path: value for path, value in values.items() if path not in NEUTRAL}
 
