@@ -102,8 +102,9 @@ class Profile:
     sft: SFT
     rl: RL
     evaluation: Evaluation
-    methods: tuple[str, ...] = ("grpo", "vpo_credit")
+    methods: tuple[str, ...] = ("grpo", "vpo")
     data: str = ""  # a parquet file or folder; "": the task's own source
+    maze: str = ""  # the profile of the second world of notebooks 02 to 05; "": they show the task alone
     code: str = ""  # the profile that notebook 06 trains; "": `vpo-lab run` leaves 06 out
     judges: str = ""  # the same for notebook 07
     track: bool = False  # Weights & Biases, when a key is there
@@ -126,13 +127,8 @@ class Profile:
                 raise LabError(f"profile {self.name!r}: {rule} does not hold ({values}){': ' * bool(advice)}{advice}")
         return self
 
-    @property
-    def vpo(self) -> str:
-        """Name the method of this profile that stands for VPO: what notebook 04 trains; "" if there is none."""
-        return next((method for method in self.methods if method.startswith("vpo")), "")
-
     def settings(self) -> dict:
-        """Return what results depend on, as JSON holds it: {"rl.steps": 600, ...}."""
+        """Return what results depend on, as JSON holds it: {"rl.steps": 400, ...}."""
         values = json.loads(json.dumps(_flat(asdict(self))))
         return {path: value for path, value in values.items() if path not in NEUTRAL}
 
@@ -143,7 +139,7 @@ class Profile:
 
 # What a run may be continued with another value of: none of these changes what is trained or measured.
 NEUTRAL = (
-    "name", "minutes", "code", "judges", "track", "patience", "policy.gpu_share", "policy.vllm_server",
+    "name", "minutes", "maze", "code", "judges", "track", "patience", "policy.gpu_share", "policy.vllm_server",
     "sft.micro_rows", "rl.micro_rollouts", "rl.checkpoint_every", "evaluation.batch",
 )  # fmt: skip
 
@@ -264,12 +260,12 @@ SMALL = Profile(
     task="tiny_tools",
     policy=Policy(backend="scratch", model="tiny-qwen3"),
     sft=SFT(steps=600, batch_rows=64, learning_rate=4e-3),
-    rl=RL(steps=600, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
+    rl=RL(steps=400, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
     evaluation=Evaluation(requests=0),
-    minutes="about 25 minutes on two CPU cores",
+    minutes="an estimated 20 minutes on two CPU cores",
 )
 
-TINY = replace(SMALL, code="tiny_code", judges="tiny_judges")
+TINY = replace(SMALL, maze="maze", code="tiny_code", judges="tiny_judges")
 
 SMOKE = replace(
     TINY,
@@ -278,16 +274,16 @@ SMOKE = replace(
     sft=replace(TINY.sft, steps=60, batch_rows=32, train_rows=256),
     rl=replace(TINY.rl, steps=4, rollouts=16, group_size=4, checkpoint_every=2, train_rows=64),
     evaluation=replace(TINY.evaluation, requests=6, candidates=6, budgets=(1, 3, 6), bootstrap=200),
+    maze="smoke_maze",
     code="smoke_code",
     judges="smoke_judges",
-    minutes="about a minute; it shows that everything runs and teaches the policy next to nothing",
+    minutes="one to two minutes; it shows that everything runs and teaches the policy next to nothing",
 )
 
 TINY_CODE = replace(
     SMALL,
     name="tiny_code",
     task="tiny_code",
-    methods=("grpo", "vpo"),
     sft=replace(TINY.sft, steps=900, learning_rate=2e-3),
     # Only drafts are trained, see tasks/code/tiny.py.
     rl=replace(TINY.rl, steps=250, schedule="constant_with_warmup", warmup_steps=40, train_rows=1024),
@@ -310,6 +306,16 @@ TINY_HOPS = replace(
     task="tiny_hops",
     sft=replace(TINY_CHAIN.sft, steps=1500, batch_rows=32, learning_rate=3e-3),
     rl=replace(TINY_CHAIN.rl, train_rows=2048),  # long questions only, see tasks/musique/tiny.py
+)
+
+MAZE = replace(
+    SMALL,
+    name="maze",
+    task="maze",
+    policy=replace(TINY.policy, hidden_size=96, intermediate_size=288, layers=3, max_answer_tokens=13),
+    sft=replace(TINY.sft, steps=500),
+    rl=replace(TINY.rl, steps=250, learning_rate=2e-4),
+    minutes="an estimated 10 minutes on two CPU cores",
 )
 
 TINY_JUDGES = replace(
@@ -375,7 +381,6 @@ QWEN = Profile(
     ),
     # 80 test rows alone cannot decide: the paper's own gap is about one and a half standard errors of them.
     evaluation=Evaluation(requests=0, temperature=0.7, top_p=0.95, batch=48, every=25, held_out=320),
-    methods=("grpo", "vpo"),
     track=True,
     patience=30.0,  # several times the longest step on the slowest card
     minutes="an estimated 4-15 hours on one 24 GB GPU; not yet run",
@@ -424,7 +429,6 @@ CODER = Profile(
         checkpoint_every=10,
     ),
     evaluation=Evaluation(requests=0, candidates=12, budgets=(1, 3, 6, 12), temperature=0.8, top_p=0.95, batch=256),
-    methods=("grpo", "vpo"),
     minutes="an estimated 20 minutes on an H100, where a step took 3 to 13 s; an hour or two on a smaller card",
 )
 
@@ -452,19 +456,16 @@ SMOLLM = Profile(
     minutes="about 2 hours for each method on one quiet CPU core",
 )
 
+ALONE = {"maze": "", "code": "", "judges": ""}
+
 PROFILES = {
     profile.name: profile
     for profile in (
         TINY,
         SMOKE,
+        MAZE,
         replace(
-            SMALL,
-            name="maze",
-            task="maze",
-            policy=replace(TINY.policy, hidden_size=96, intermediate_size=288, layers=3, max_answer_tokens=13),
-            sft=replace(TINY.sft, steps=500),
-            rl=replace(TINY.rl, steps=400, learning_rate=2e-4),
-            minutes="10 to 15 minutes on two CPU cores",
+            SMOKE, name="smoke_maze", task="maze", policy=MAZE.policy, rl=replace(SMOKE.rl, learning_rate=2e-4), **ALONE
         ),
         TINY_CODE,
         replace(TINY_CODE, name="tiny_repair", task="tiny_repair"),
@@ -475,9 +476,7 @@ PROFILES = {
             name="smoke_code",
             task="tiny_code",
             sft=replace(SMOKE.sft, train_rows=0),
-            methods=("grpo", "vpo"),
-            code="",
-            judges="",
+            **ALONE,
         ),
         TINY_JUDGES,
         replace(

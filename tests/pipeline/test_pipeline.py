@@ -55,7 +55,7 @@ def test_all_notebooks_run_and_the_summary_is_complete(straight):
         assert not [o for c in cells for o in c.get("outputs", []) if o.output_type == "error"]
     summary = results(run)
     assert summary["profile"] == "smoke" and summary["seed"] == 0 and summary["versions"]["trl"]
-    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo_credit"}
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}
     for method in summary["methods"].values():
         assert set(method["k"]) == {"1", "3", "6"}
         for figures in method["k"].values():
@@ -63,6 +63,9 @@ def test_all_notebooks_run_and_the_summary_is_complete(straight):
                 mean, low, high = figures[metric]
                 assert 0 <= low <= mean <= high <= 1
     assert "best@k" in output
+    maze = results(run / "maze")
+    assert maze["profile"] == "smoke_maze" and set(maze["methods"]) == set(summary["methods"])
+    assert all("hypervolume" in figures for method in maze["methods"].values() for figures in method["k"].values())
 
 
 def test_nothing_tries_the_network(straight):
@@ -81,11 +84,11 @@ def test_finished_work_is_not_repeated(straight):
 def test_killed_twice_gives_the_same_results(straight, tmp_path):
     """Once while SFT trains, once while GRPO and VPO do; nothing is waited for by the clock alone."""
     run, calls = tmp_path / "run", tmp_path / "calls.txt"
-    short = ("--set", "code=", "--set", "judges=")
+    short = ("--set", "maze=", "--set", "code=", "--set", "judges=")
     for sign in ("sft/log.jsonl", "*/checkpoints/checkpoint-2/sealed.json"):
         process = start(run, calls, *short)
         deadline = time.monotonic() + 300
-        while not list(run.glob(sign if sign.startswith("sft") else f"vpo_credit{sign[1:]}")):
+        while not list(run.glob(sign if sign.startswith("sft") else f"vpo{sign[1:]}")):
             assert process.poll() is None, process.communicate()[0][-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -100,10 +103,11 @@ def test_killed_twice_gives_the_same_results(straight, tmp_path):
 def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight, tmp_path):
     run, calls, short = tmp_path / "run", tmp_path / "calls.txt", ("--set", "judges=")
     output = finish(start(run, calls, *short, "--max-hours", "1e-6"))
-    assert "vpo_credit was stopped after 1 of 4 steps" in output
+    assert "vpo was stopped after 1 of 4 steps" in output
+    assert results(run / "maze")["stopped"] == {"grpo": "1 of 4 steps", "vpo": "1 of 4 steps"}
     summary = results(run)
-    assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo_credit": "1 of 4 steps"}
-    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo_credit"}  # evaluated as far as it came
+    assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo": "1 of 4 steps"}
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}  # evaluated as far as it came
     assert "already done: 00, 01, 02, 03, 04, 05, 06" in finish(start(run, calls, *short, "--max-hours", "0"))
     assert results(run) == summary
     assert "already done: 00, 01, 02\n" in finish(start(run, calls, *short))
@@ -112,8 +116,8 @@ def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight
 
 def test_a_task_whose_requests_ask_for_different_objectives_goes_through_all_notebooks(tmp_path):
     task = f"task={Path(__file__).parent / 'unasked.py'}:Unasked"
-    fewer = ("--set", "rl.steps=2")
-    finish(start(tmp_path / "run", tmp_path / "calls.txt", "--set", task, "--set", "code=", "--set", "judges=", *fewer))
+    alone, fewer = ("--set", "maze=", "--set", "code=", "--set", "judges="), ("--set", "rl.steps=2")
+    finish(start(tmp_path / "run", tmp_path / "calls.txt", "--set", task, *alone, *fewer))
     summary = results(tmp_path / "run")
     for method in summary["methods"].values():
         assert set(method["objectives"]) == {"test_1", "test_2", "test_3"}

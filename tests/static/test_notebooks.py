@@ -141,6 +141,15 @@ def test_the_first_is_short_and_needs_numpy_and_matplotlib_alone():
     assert len(notebook["cells"]) <= 25 and len(prose(notebook)) <= 900
 
 
+@pytest.mark.parametrize("path", WITH_THE_PACKAGE[:5], ids=lambda path: path.stem)
+def test_an_evening_is_enough_for_the_course_itself(notebook):
+    assert len(prose(notebook)) <= 2200 and len(notebook["cells"]) <= 50
+
+
+def test_no_output_gives_a_solution_away(notebook):
+    assert not any(cell["outputs"] for cell in tagged(notebook, "solution"))
+
+
 def test_every_notebook_names_one_address(notebook):
     text = json.dumps(notebook)
     assert set(re.findall(r"github(?:\.com)?/([\w.-]+/vpo-lab)\b", text)) == {REPOSITORY}

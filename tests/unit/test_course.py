@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from vpo_lab.config import get_profile
@@ -85,6 +86,7 @@ def test_kernels_are_told_where_the_command_started_and_when_to_stop(tmp_path, m
         ({"methods": ["grpo"]}, "methods"),
         ({"methods": ["vpo", "grpo"]}, "methods"),
         ({"methods": ["grpo", "gdpo"]}, "methods"),
+        ({"methods": ["grpo", "vpo_credit"]}, "methods"),
         ({"rl.candidates": 1}, "rl.candidates"),
         ({"rl.candidates": 6}, "evaluation.candidates"),
         ({"evaluation.candidates": 3, "evaluation.budgets": [1, 3]}, "evaluation.candidates"),
@@ -133,6 +135,27 @@ def test_published_notebooks_carry_outputs_but_no_timings():
     assert [cell.id for cell in result.cells] == ["a"]
     assert result.cells[0].execution_count == result.cells[0].outputs[0].execution_count == 1
     assert "papermill" not in json.dumps(result)
+
+
+def test_a_published_solution_does_not_show_what_it_printed():
+    def cell(**more):
+        return nbformat.v4.new_code_cell("print(1)", id="a", metadata={"tags": ["solution"]}, **more)
+
+    printed = [nbformat.v4.new_output("stream", text="1\n")]
+    executed = nbformat.v4.new_notebook(cells=[cell(execution_count=1, outputs=printed)])
+    (published,) = as_committed(executed, nbformat.v4.new_notebook(cells=[cell()])).cells
+    assert published.outputs == [] and published.execution_count == 1
+
+
+def test_progress_counts_the_stages_of_both_worlds(tmp_path):
+    profile = get_profile("smoke")
+    display = notebooks.Display(profile, Run(tmp_path), [], None)
+    job = Job("03_grpo_baseline", tmp_path / "in.ipynb", tmp_path / "out.ipynb", started=1.0)
+    for folder, done in (("maze/grpo", 0.9 / 2), ("grpo", 0.9)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "log.jsonl").write_text(f'{{"step": {profile.rl.steps}}}\n')
+        assert np.isclose(display._part(job)[0], done)
+    assert display._part(job)[1] == "grpo 4/4, maze/grpo 4/4"
 
 
 def test_the_whole_run_says_what_the_rest_of_rl_will_take(tmp_path):

@@ -23,7 +23,7 @@ from vpo_lab.tasks.tool_calls.tiny import TinyTools
 from vpo_lab.weights import dirichlet_weights
 
 SMOKE = get_profile("smoke")
-VPO = SMOKE.vpo
+VPO = "vpo"
 OBJECTIVES = get_task("tiny_tools").objectives
 
 

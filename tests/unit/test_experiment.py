@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vpo_lab.config import get_profile
 from vpo_lab.course import experiment, results
 from vpo_lab.course.experiment import (
     SEEDS,
@@ -18,6 +19,7 @@ from vpo_lab.course.experiment import (
     run_experiment,
 )
 from vpo_lab.errors import LabError
+from vpo_lab.files import write_json
 from vpo_lab.runs import only_one_in
 from vpo_lab.search.pool import Pool
 
@@ -152,6 +154,16 @@ def test_a_folder_of_other_settings_is_refused_with_both_values(tmp_path):
     with pytest.raises(LabError, match=r"rl\.alpha 0\.25, now 1\.0") as caught:
         job.run()
     assert "delete" not in str(caught.value) and "--folder" in str(caught.value)
+
+
+def test_an_experiment_trains_longer_than_the_notebooks_and_does_not_care_what_these_train(tmp_path):
+    job = Job(tmp_path, "maze", "vpo", 0)
+    assert job.profile.rl.steps == 400 > get_profile("maze").rl.steps
+    write_json(job.stage / experiment.SETTINGS, job.settings | {"methods": ["grpo", "vpo_credit"]})
+    assert not job.is_done  # of an older profile, and not refused
+    write_json(job.stage / experiment.SETTINGS, job.settings | {"rl.steps": 250})
+    with pytest.raises(LabError, match=r"rl\.steps 250, now 400"):
+        _ = job.is_done
 
 
 def test_the_steps_of_others_are_no_matter_to_a_start(tmp_path):

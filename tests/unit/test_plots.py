@@ -342,3 +342,35 @@ def test_importing_plots_and_the_explorer_loads_no_plotting_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+# --- Bars -------------------------------------------------------------------------------------
+
+
+def test_bars_of_methods_have_a_panel_for_each_world_and_lines_from_the_least_to_the_most():
+    values = {"grpo": (0.5, 0.4, 0.6), "vpo": (0.9, 0.8, 0.95)}
+    first, second = show.method_bars({"a": values, "b": values}, "best@3").axes
+    assert [bar.get_height() for bar in first.patches] == [0.5, 0.9] and second.get_title(loc="left") == "b: best@3"
+    ends = [line.get_segments()[0][:, 1].tolist() for line in first.collections]
+    assert ends == [[0.4, 0.6], [0.8, 0.95]] and first.get_ylim()[1] > 0.95
+    with pytest.raises(LabError, match="no world"):
+        show.method_bars({})
+
+
+def test_shares_of_positions_are_stacked_to_one():
+    shares_MP = np.array([[0.5, 0.3, 0.2], [0.0, 0.0, 1.0]])
+    figure = show.position_shares({("sft", "x"): shares_MP, ("vpo", "x"): shares_MP[:, 1:]}, ["first", "second"])
+    above, below = figure.axes
+    assert len(above.patches) == 6 and len(below.patches) == 4
+    tops = {bar.get_x(): bar.get_y() + bar.get_height() for bar in above.patches}
+    assert np.allclose(list(tops.values()), 1)
+    with pytest.raises(LabError, match="no shares"):
+        show.position_shares({}, [])
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+def test_curves_of_positions(positions):
+    history_TMA = np.random.default_rng(0).dirichlet(np.ones(2), size=(5, positions))
+    panels = show.position_curves(history_TMA, "AB").axes
+    assert len(panels) == positions
+    assert np.allclose(panels[-1].lines[1].get_ydata(), history_TMA[:, -1, 1])

@@ -160,9 +160,16 @@ def test_a_setting_that_affects_results_is_told_apart_by_name(overrides):
     assert differences(before.settings(), after.settings()) == {path: (before.settings()[path], value)}
 
 
+def test_the_course_trains_the_paper_s_vpo_and_other_worlds_keep_their_steps():
+    steps = {"tiny": 400, "maze": 250, "tiny_code": 250, "tiny_chain": 200, "tiny_hops": 200, "tiny_judges": 300}
+    assert {name: get_profile(name).rl.steps for name in steps} == steps
+    assert all(get_profile(name).methods == ("grpo", "vpo") for name in ("tiny", "maze", "smoke", "qwen3-1.7b"))
+
+
 def test_what_does_not_affect_results_is_not():
     changed = {
         "minutes": "soon",
+        "maze": "",
         "code": "",
         "judges": "",
         "track": True,

@@ -47,6 +47,7 @@ JUDGED = JUDGES + FLAWED
 KNOWN = WORLDS + CODE + JUDGED  # the worlds whose variants are chosen for them
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
+STEPS = {"tiny": 600, "maze": 400}  # of RL: the notebooks train these worlds for less, to fit into an evening
 SETTINGS = "settings.json"
 EXAMPLES = "examples.json"
 # The main variants are sampled at other temperatures too, into pools NAME@T: a search may choose its own.
@@ -180,7 +181,8 @@ class Job:
         overrides = VARIANTS[self.variant].overrides
         m = overrides.get("rl.candidates", get_profile(self.world).rl.candidates)
         whole_chains = math.ceil(BUDGETS[-1] / m) * m
-        return get_profile(self.world, {**overrides, "evaluation.candidates": whole_chains})
+        longer = {"rl.steps": STEPS[self.world]} if self.world in STEPS else {}
+        return get_profile(self.world, {**longer, **overrides, "evaluation.candidates": whole_chains})
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -208,7 +210,9 @@ class Job:
     def is_done(self) -> bool:
         """Tell whether its policy and pools are there. LabError if its folder was made with other settings."""
         kept = self.stage / SETTINGS
-        if kept.exists() and (found := differences(read_json(kept), self.settings)):
+        found = differences(read_json(kept), self.settings) if kept.exists() else {}
+        found.pop("methods", None)  # what a run of the profile trains is no matter to a job
+        if found:
             line = "; ".join(f"{name} {a!r}, now {b!r}" for name, (a, b) in found.items())
             raise LabError(f"{self.stage} was made with {line}: choose another --folder")
         pools = all(self.folder.pool(name).exists() for name in self.pools)

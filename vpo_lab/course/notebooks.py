@@ -20,12 +20,13 @@ from tempfile import TemporaryDirectory
 
 from vpo_lab.config import Profile, get_profile
 from vpo_lab.course.figures import small_png
+from vpo_lab.course.worlds import World, worlds_of
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.methods import get_method
 from vpo_lab.metrics import power
 from vpo_lab.processes import Session, session, without_launcher
-from vpo_lab.runs import LOG, POOLS, Run, find_run, open_run
+from vpo_lab.runs import LOG, POOLS, Run, Stage, find_run, open_run
 from vpo_lab.search.pool import pool_names
 from vpo_lab.show.live import MEASURED, duration, projection
 from vpo_lab.tasks import get_task
@@ -52,8 +53,7 @@ EVALUATING = "05_bestk_and_pareto"
 
 # What cells need beyond what a training needs.
 COURSE_RULES = (
-    "methods[:1] == ('grpo',) and methods[1:] in (('vpo',), ('vpo_credit',), ('vpo_search',))"
-    "  # 03 trains grpo and 04 a VPO; train others with `vpo-lab train`",
+    "methods == ('grpo', 'vpo')  # 03 trains the one and 04 the other; train others with `vpo-lab train`",
     "rl.candidates >= 2  # the notebooks compare sets of answers",
     "evaluation.candidates >= 2 * rl.candidates  # 05 compares one chain with two",
 )
@@ -63,12 +63,12 @@ FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
 SHARES = {  # how much of the time of a tiny run a notebook takes
     "00_vpo_in_ten_minutes": 0.01,
     "01_reward_vectors": 0.01,
-    "02_sft_warmup": 0.11,
-    "03_grpo_baseline": 0.24,
-    "04_vpo_training": 0.19,
-    "05_bestk_and_pareto": 0.02,
-    "06_code_and_search": 0.23,
-    "07_judges_and_hacking": 0.19,
+    "02_sft_warmup": 0.13,
+    "03_grpo_baseline": 0.26,
+    "04_vpo_training": 0.23,
+    "05_bestk_and_pareto": 0.03,
+    "06_code_and_search": 0.18,
+    "07_judges_and_hacking": 0.15,
 }
 
 
@@ -96,14 +96,20 @@ class Job:
         return self.target.with_name(f".{self.name}.partial.ipynb")
 
 
-def stages_of(profile: Profile) -> dict[str, str]:
-    """Return notebook -> the stage that it trains."""
-    return dict(zip(TRAINING, ("sft", *profile.methods), strict=True))
+def trainings_of(profile: Profile, run: Run) -> dict[str, list[tuple[World, Stage]]]:
+    """Return notebook -> the stages that it trains, one in each world of the run."""
+    worlds = worlds_of(profile, run)
+    return {
+        name: [(world, world.stages[number]) for world in worlds if number < len(world.stages)]
+        for number, name in enumerate(TRAINING)
+    }
 
 
-def watched_of(profile: Profile) -> dict[str, str]:
-    """Return notebook -> the folder of the run in which it trains or samples."""
-    return {**stages_of(profile), EVALUATING: POOLS}
+def watched_of(profile: Profile, run: Run) -> dict[str, list[str]]:
+    """Return notebook -> the folders, within the run, in which it trains or samples."""
+    trained = {name: [stage.folder for _, stage in found] for name, found in trainings_of(profile, run).items()}
+    trained[EVALUATING] = [world.run / POOLS for world in worlds_of(profile, run)]
+    return {name: [str(folder.relative_to(run.folder)) for folder in found] for name, found in trained.items()}
 
 
 def waves_of(profile: Profile) -> list[tuple[str, ...]]:
@@ -143,7 +149,8 @@ def run_pipeline(
     profile = get_profile(profile_name, overrides)
     for method in profile.methods:
         get_method(method)
-    profile.checked(COURSE_RULES)
+    for each in (profile, *([get_profile(profile.maze)] if profile.maze else [])):
+        each.checked(COURSE_RULES)
     if max_hours is not None and not max_hours >= 0:
         raise LabError(f"--max-hours = {max_hours}: 0 or more, or leave it out")
     check_backend(profile)
@@ -203,8 +210,8 @@ def check_parameters(notebook: Path, values: dict) -> None:
 def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
     """Run the notebook of a stage that was stopped or is to grow again, and those behind it; some train their own."""
     names = [name for name in jobs if name not in ALONE]
-    for name, stage in ((name, run.stage(stage)) for name, stage in stages_of(profile).items()):
-        if jobs[name].done and stage.stopped and not stage.has_policy():
+    for name, trained in trainings_of(profile, run).items():
+        if jobs[name].done and any(stage.stopped and not stage.has_policy() for _, stage in trained):
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
     for name, part in ALONE.items():
@@ -229,7 +236,7 @@ def kernel_environment(profile: Profile, until: float | None, price: float | Non
 
 def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display, profile: Profile, run: Run) -> None:
     """Run notebooks side by side; one that stands still while it trains or samples is started again."""
-    watched = watched_of(profile)
+    watched = watched_of(profile, run)
 
     def note_errors(job: Job) -> None:
         try:
@@ -255,7 +262,7 @@ def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display
         for job in alive:
             if not job.kernel or job.stood_still or job.name not in watched:
                 continue
-            if still := stage_that_stands_still(run, [watched[job.name]], job.began, profile.patience):
+            if still := stage_that_stands_still(run, watched[job.name], job.began, profile.patience):
                 print(f"\n{job.name}, {stood_still(still, profile.patience)}", file=sys.stderr)
                 job.stood_still = True
                 end_group(job.kernel)
@@ -341,15 +348,22 @@ class Display:
     def _part(self, job: Job) -> tuple[float, str]:
         if job.done:
             return 1.0, "done"
-        stage = stages_of(self.profile).get(job.name)
-        if stage is None:
+        trained = trainings_of(self.profile, self.run).get(job.name)
+        if not trained:
             return 0.0, "running" if job.started else ""
-        steps = self.profile.sft.steps if stage == "sft" else self.profile.rl.steps
-        step = self.run.stage(stage).last_step()
-        return 0.9 * min(step / max(steps, 1), 1.0), f"{stage} {step}/{steps}" if job.started or step else ""
+        parts, texts = [], []
+        for world, stage in trained:
+            steps = world.settings.sft.steps if stage.name == "sft" else world.settings.rl.steps
+            step = stage.last_step()
+            parts.append(min(step / max(steps, 1), 1.0))
+            texts += [f"{stage.folder.relative_to(self.run.folder)} {step}/{steps}"] if job.started or step else []
+        return 0.9 * sum(parts) / len(parts), ", ".join(texts)
 
     def rest(self, now: float) -> str:
-        """Return the time and price of the RL that is left, by the method that trains now, once 20 steps were seen."""
+        """Return the time and price of the RL that is left, by the method that trains now, once 20 steps were seen.
+
+        The maze's RL is left out: it costs minutes.
+        """
         waiting = [method for method in self.profile.methods if not self.run.stage(method).has_policy()]
         left = sum(max(0, self.profile.rl.steps - self.run.stage(method).last_step()) for method in waiting)
         for method in waiting:
@@ -390,9 +404,7 @@ def publish(run: Run) -> list[Path]:
     """
     import nbformat
 
-    summary = read_json(run.summary)
-    profile = get_profile(summary["profile"])
-    results = notebook_folder().parent / "results" / profile.name
+    profile = get_profile(read_json(run.summary)["profile"])
     written = []
     for name in [name for wave in waves_of(profile) for name in wave]:
         executed = run / f"{name}.ipynb"
@@ -402,11 +414,13 @@ def publish(run: Run) -> list[Path]:
         notebook = as_committed(nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4))
         write_bytes(target, nbformat.writes(notebook).encode() + b"\n")
         written.append(target)
-    copies = [run.summary, *(run.stage(stage) / LOG for stage in ("sft", *profile.methods))]
-    copies += [run.pool(name) for name in pool_names(profile)]
-    for path in copies:
-        written.append(results / path.relative_to(run))
-        write_bytes(written[-1], path.read_bytes())
+    for world in worlds_of(profile, run):
+        results = notebook_folder().parent / "results" / world.settings.name
+        copies = [world.run.summary, *(stage / LOG for stage in world.stages)]
+        copies += [world.run.pool(name) for name in pool_names(world.settings)]
+        for path in copies:
+            written.append(results / path.relative_to(world.run))
+            write_bytes(written[-1], path.read_bytes())
     return written
 
 
@@ -443,11 +457,14 @@ def write_report(root: Path | None = None) -> list[Path]:
 
 
 def as_committed(executed, source):
-    """Return the source notebook with the outputs of its executed copy, without timings and paths, and made small."""
+    """Return the source notebook with the outputs of its executed copy, without timings and paths, and made small.
+
+    Cells tagged "solution" stay without: they would answer the question above them.
+    """
     cells = {cell.id: cell for cell in executed.cells}
     for cell in source.cells:
         if cell.cell_type == "code" and cell.id in cells:
-            cell.outputs = cells[cell.id].outputs
+            cell.outputs = [] if "solution" in cell.metadata.get("tags", []) else cells[cell.id].outputs
             cell.execution_count = cells[cell.id].execution_count
     # papermill adds a cell of its own, so that counts in the copy do not start at 1.
     counter = 0

@@ -78,7 +78,7 @@ def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
     task = get_task(pool.task)
     if not hasattr(task, "front"):
         raise LabError(f"no hypervolume ratio for {pool.task}: the task does not know its Pareto fronts")
-    golds = {row["id"]: row["gold"] for row in task.load(None, "test")}
+    golds = {row["id"]: row["gold"] for split in ("test", "train") for row in task.load(None, split)}
     reference_D = np.full(len(pool.objectives), task.reference)
     chains = math.ceil(k / pool.m)
     sets = pool.rewards_NCMD.shape[1] // chains
@@ -126,7 +126,7 @@ def describe(pool: Pool, budgets: tuple[int, ...], resamples: int = 2000) -> dic
     return {
         "candidates_per_rollout": pool.m,
         "k": {
-            str(k): {**{m: interval(at_k(pool, m, k)) for m in reported(pool)}, "tokens": tokens_at_k(pool, k)}
+            str(k): {**{m: interval(at_k(pool, m, k)) for m in metrics_of(pool)}, "tokens": tokens_at_k(pool, k)}
             for k in budgets
         },
         "objectives": {
@@ -151,7 +151,8 @@ def summarize(profile: Profile, run: Run, seed: int) -> dict:
     """Compare all pools of a run and write `summary.json`; returns what it wrote."""
     budgets, resamples = profile.evaluation.budgets, profile.evaluation.bootstrap
     pools = {name: Pool.load(run.pool(name)) for name in pool_names(profile)}
-    pairs = [(profile.vpo, other) for other in pools if other != profile.vpo] if profile.vpo in pools else []
+    vpo = next((name for name in profile.methods if name.startswith("vpo")), "")  # the method that all are held against
+    pairs = [(vpo, other) for other in pools if other != vpo] if vpo else []
     task = get_task(profile.task)
     stopped = {name: run.stage(name).stopped for name in profile.methods}
     summary = {

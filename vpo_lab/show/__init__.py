@@ -1,5 +1,6 @@
 """Turn arrays into pictures: one namespace, `show.headline(...)`. Nothing here knows a task or a file."""
 
+from vpo_lab.show.bars import *  # noqa: F403
 from vpo_lab.show.budgets import *  # noqa: F403
 from vpo_lab.show.evolving import *  # noqa: F403
 from vpo_lab.show.explorer import Explorer  # noqa: F401
