@@ -42,12 +42,11 @@ from vpo_lab.train.sft import train_sft
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 CODE = ("tiny_code", "tiny_repair")  # the worlds of notebook 06: vpo-lab experiment --world tiny_code
 JUDGES = ("tiny_judges", "tiny_judges_opposed")  # the worlds of KL and hacking, see course/tastes.py
-FLAWED = ("tiny_judges_flawed", "tiny_judges_own_flaws", "tiny_judges_opposed_own_flaws")
+FLAWED = ("tiny_judges_flawed", "tiny_judges_own_flaws")
 JUDGED = JUDGES + FLAWED
 KNOWN = WORLDS + CODE + JUDGED  # the worlds whose variants are chosen for them
 SEEDS = 5
 BUDGETS = (1, 3, 6, 12, 24)
-STEPS = {"tiny": 600, "maze": 400}  # of RL: the notebooks train these worlds for less, to fit into an evening
 SETTINGS = "settings.json"
 EXAMPLES = "examples.json"
 # The main variants are sampled at other temperatures too, into pools NAME@T: a search may choose its own.
@@ -99,8 +98,8 @@ def _doubted(method: str, price: float = PRICES[2]) -> Variant:
     return Variant(method, changes, worlds=FLAWED[1:2], label=f"{method_label(method)}, two judges")
 
 
-# In `tiny` and `maze`: 158 jobs. By the minutes in results/experiment/runs.csv that is 11 core-hours of training at 600
-# and 400 steps (7.5 at 400 and 250); their 432 pools come on top. A step samples 192 answers to 16 prompts, but for two
+# In `tiny` and `maze`: 158 jobs, by the minutes in results/experiment/runs.csv 7.5 core-hours of training; their 432
+# pools come on top. A step samples 192 answers to 16 prompts, but for two
 # cases: groups of 8 chains take 8 prompts (`group8`, `vpo_search`), chains of five 10 prompts (`m5`, 200 answers).
 VARIANTS = {
     "sft": Variant("sft", worlds=KNOWN),
@@ -181,8 +180,7 @@ class Job:
         overrides = VARIANTS[self.variant].overrides
         m = overrides.get("rl.candidates", get_profile(self.world).rl.candidates)
         whole_chains = math.ceil(BUDGETS[-1] / m) * m
-        longer = {"rl.steps": STEPS[self.world]} if self.world in STEPS else {}
-        return get_profile(self.world, {**longer, **overrides, "evaluation.candidates": whole_chains})
+        return get_profile(self.world, {**overrides, "evaluation.candidates": whole_chains})
 
     @property
     def pools(self) -> tuple[str, ...]:
