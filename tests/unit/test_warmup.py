@@ -79,18 +79,18 @@ def test_too_few_samples_are_filled_up_with_the_gold():
 
 @pytest.fixture
 def asked(monkeypatch) -> list:
-    """What `sample` was asked for; it answers each row with its gold, twice other words of it, one cut off."""
-    asked = []
+    """What `sample` was asked for; it answers each row with another row's gold, without form, and cut off."""
+    asked, rows = [], get_task("tiny_tools").load(None, "train")[:4]
 
     def sample(model, tokenizer, prompts, **settings):
         asked.append((prompts, settings))
         texts = [f"<think> {number % 3} </think>\n<response> Which? </response>" for number in range(len(prompts))]
+        texts[::3] = [row["gold"] for row in (*rows[1:], rows[0])]
         return texts, [settings["max_new_tokens"] if number % 3 == 2 else 5 for number in range(len(prompts))]
 
     monkeypatch.setattr(warmup, "sample", sample)
     monkeypatch.setattr(warmup, "load_policy", lambda *_: (None, lambda texts, **_: {"input_ids": [[1]] * len(texts)}))
     monkeypatch.setattr(warmup, "render_prompt", lambda tokenizer, messages, m: f"{messages[-1]['content']} x{m}")
-    rows = get_task("tiny_tools").load(None, "train")[:4]
     monkeypatch.setattr(warmup, "load_rows", lambda *_, **__: rows)
     return asked
 
@@ -103,7 +103,7 @@ def test_samples_are_drawn_once_kept_and_shown(asked, tmp_path, capsys):
     ((prompts, settings),) = asked
     assert prompts == [f"{row['prompt'][-1]['content']} x1" for row in rows for _ in range(3)]
     assert settings["temperature"] == 0.9 and settings["max_new_tokens"] == profile.policy.max_answer_tokens
-    assert "of 12, 67% came to an end and 67% are well formed" in capsys.readouterr().out
+    assert "of 12, 67% came to an end and 33% are well formed" in capsys.readouterr().out
     again = own_demonstrations(profile, real, tmp_path / "policy", path, seed=5)
     assert len(asked) == 1 and path.exists()
     for row in rows:

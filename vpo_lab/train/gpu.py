@@ -55,6 +55,8 @@ def check_backend(profile: Profile) -> None:
         return
     import torch
 
+    if backend == "unsloth":  # before the first look at CUDA, which does not read it again
+        _one_gpu_in_sight()
     if not torch.cuda.is_available():
         raise LabError(
             f"profile {profile.name!r} needs a CUDA GPU of 24 GB or more and none is visible: run it on one, "
@@ -202,11 +204,14 @@ def _unsloth_environment() -> None:
         "UNSLOTH_COMPILE_LOCATION": str(cache_folder("unsloth_compiled_cache")),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        # With more than one in sight, transformers would believe that all of them train.
-        "CUDA_VISIBLE_DEVICES": "0",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _one_gpu_in_sight() -> None:
+    """With more than one, transformers would believe that all of them train."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 def trl_arguments(profile: Profile, m: int) -> dict[str, Any]:

@@ -173,8 +173,12 @@ def _steps_of_a_generation(args) -> int:
 
 # --- The log ----------------------------------------------------------------------------------
 
-# Left out: what each objective contributed to R(S), clipping, which never acts on fresh rollouts, and TRL's clocks.
-_NOISE = ("rewards/", "clip_ratio/", "completions/m", "epoch", "runtime", "samples_per_second", "steps_per_second")
+# Left out: what each objective contributed to R(S), clipping, which never acts on fresh rollouts, Unsloth's second name
+# of a mean length, and TRL's clocks.
+_NOISE = (
+    "rewards/", "clip_ratio/", "completions/m", "completion_length", "epoch", "runtime", "samples_per_second",
+    "steps_per_second",
+)  # fmt: skip
 
 
 def _entry(logs: dict) -> dict[str, float]:
@@ -182,7 +186,12 @@ def _entry(logs: dict) -> dict[str, float]:
     kept = {k: v for k, v in logs.items() if k == "completions/mean_length" or not k.startswith(_NOISE)}
     if "frac_reward_zero_std" in kept:
         kept["silent_groups"] = kept["frac_reward_zero_std"]
-    return {key: round(value, 6) for key, value in kept.items() if isinstance(value, int | float)}
+    return {key: _rounded(value) for key, value in kept.items() if isinstance(value, int | float)}
+
+
+def _rounded(value: float) -> float:
+    """Six decimals, but of a small number, such as a learning rate, four digits."""
+    return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.4g}")
 
 
 # --- Both stages ------------------------------------------------------------------------------

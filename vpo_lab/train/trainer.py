@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -95,9 +96,10 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
             if not self.tried and self.accelerator.device.type == "cuda":
                 try_longest(self, model)
             self.tried = True
-            begins = self._step % self.args.gradient_accumulation_steps == 0
+            args: Any = self.args
+            begins = self._step % args.gradient_accumulation_steps == 0
             before, loss = self.sampled, super().training_step(model, inputs, num_items_in_batch)
-            if begins and self.args.steps_per_generation > self.args.gradient_accumulation_steps:
+            if begins and args.steps_per_generation > args.gradient_accumulation_steps:
                 self._note_ratio(is_fresh=self.sampled is not before)
             return loss
 
@@ -113,12 +115,13 @@ def build_trainer(profile: Profile, task: Task, rows: Sequence[dict], method: Me
 
             What a loss needs would take the logits of all of them at once.
             """
-            needs = self.vllm_importance_sampling_correction, self.beta, self.args.steps_per_generation
-            self.vllm_importance_sampling_correction, self.beta, self.args.steps_per_generation = False, 0.0, 1
+            args: Any = self.args
+            needs = self.vllm_importance_sampling_correction, self.beta, args.steps_per_generation
+            self.vllm_importance_sampling_correction, self.beta, args.steps_per_generation = False, 0.0, 1
             try:
                 self._generate_and_score_completions(inputs)
             finally:
-                self.vllm_importance_sampling_correction, self.beta, self.args.steps_per_generation = needs
+                self.vllm_importance_sampling_correction, self.beta, args.steps_per_generation = needs
             return torch.zeros((), device=self.accelerator.device), None, None
 
     # The task scores all objectives at once: these only name them.
