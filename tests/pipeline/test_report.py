@@ -41,7 +41,7 @@ def test_the_report_is_executed_and_the_pages_are_written(root):
     first, second = nbformat.read(path, as_version=4).cells
     assert (first.outputs, first.execution_count, second.execution_count) == ([], 1, 2)
     assert set(second.outputs[0].data) == {"text/html"} and "grpo" in second.outputs[0].data["text/html"]
-    assert "| VPO minus GRPO |" in (root / "README.md").read_text()
+    assert "VPO minus GRPO" in (root / "README.md").read_text()
     assert "| grpo " in (root / "results" / "README.md").read_text()
     once = path.read_bytes()
     write_report(root)

@@ -120,7 +120,7 @@ VARIANTS = {
     "vpo_search": Variant(
         "vpo_search", {"rl.group_size": 8}, worlds=WORLDS + CODE[:1], changes="search over chains", control="group8"
     ),
-    "group8": _three("vpo", "groups of 8, half the prompts", "group size", group_size=8),
+    "group8": _three("vpo", "VPO, groups of 8", "group size", group_size=8),
     # Only a prefix of answers can be paid for diversity, so its control has credit per answer too.
     "diversity0.1": _three(
         "vpo_credit", "diversity bonus 0.1", "what a set is paid for", control="vpo_credit", diversity=0.1
