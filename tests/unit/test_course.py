@@ -11,10 +11,22 @@ import pytest
 
 from vpo_lab.config import get_profile
 from vpo_lab.course import notebooks
-from vpo_lab.course.notebooks import COURSE_RULES, Job, _execute, as_committed, check_parameters, kernel_environment
+from vpo_lab.course.notebooks import (
+    COURSE_RULES,
+    Job,
+    _execute,
+    as_committed,
+    check_parameters,
+    kernel_environment,
+    publish,
+    waves_of,
+)
+from vpo_lab.course.worlds import worlds_of
 from vpo_lab.errors import LabError
+from vpo_lab.files import write_json
 from vpo_lab.processes import Session, session
 from vpo_lab.runs import Run
+from vpo_lab.search.pool import pool_names
 
 SMOKE = get_profile("smoke")
 
@@ -145,6 +157,29 @@ def test_a_published_solution_does_not_show_what_it_printed():
     executed = nbformat.v4.new_notebook(cells=[cell(execution_count=1, outputs=printed)])
     (published,) = as_committed(executed, nbformat.v4.new_notebook(cells=[cell()])).cells
     assert published.outputs == [] and published.execution_count == 1
+
+
+def test_a_run_is_published_with_the_results_of_both_worlds(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "notebook_folder", lambda: tmp_path / "notebooks")
+    run, smoke = Run(tmp_path / "run"), get_profile("smoke")
+    for folder in (tmp_path / "notebooks", run.folder):
+        folder.mkdir()
+        for name in (name for wave in waves_of(smoke) for name in wave):
+            notebook(folder / f"{name}.ipynb", "1 + 1")
+    for world in worlds_of(smoke, run):
+        write_json(world.run.summary, {"profile": world.settings.name})
+        for path in (
+            *(stage / "log.jsonl" for stage in world.stages),
+            *map(world.run.pool, pool_names(world.settings)),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(world.settings.name.encode())
+    written = publish(run)
+    results = tmp_path / "results"
+    for name in ("smoke", "smoke_maze"):
+        assert (results / name / "pools" / "sft_chain.json.gz").read_bytes() == name.encode()
+        assert (results / name / "vpo" / "log.jsonl").read_bytes() == name.encode()
+    assert all(path.exists() for path in written) and len(written) == len(set(written))
 
 
 def test_progress_counts_the_stages_of_both_worlds(tmp_path):

@@ -22,6 +22,9 @@ def training_beside(profile: Profile, stages: Sequence[str], run: Run, seed: int
     Finished stages are not repeated, killed ones resumed. If the block is left by an error or an interrupt, the process
     is stopped. Raises LabError with the last line that it printed, if it fails.
     """
+    if all(run.stage(stage).has_policy() for stage in stages):
+        yield  # a process that finds nothing to do would take half a minute to start
+        return
     settings = [f"--set={name}={json.dumps(value)}" for name, value in profile.settings().items()]
     command = [sys.executable, "-m", "vpo_lab.cli", "train", *stages, "--profile", profile.name]
     command += ["--run-dir", str(run.folder), "--seed", str(seed), *settings]
