@@ -78,7 +78,9 @@ def _hypervolume_ratio_at_k(pool: Pool, k: int) -> np.ndarray:
     task = get_task(pool.task)
     if not hasattr(task, "front"):
         raise LabError(f"no hypervolume ratio for {pool.task}: the task does not know its Pareto fronts")
-    golds = {row["id"]: row["gold"] for split in ("test", "train") for row in task.load(None, split)}
+    golds = {row["id"]: row["gold"] for row in task.load(None, "test")}
+    if not golds.keys() >= {*pool.ids}:  # some train rows were held out
+        golds |= {row["id"]: row["gold"] for row in task.load(None, "train")}
     reference_D = np.full(len(pool.objectives), task.reference)
     chains = math.ceil(k / pool.m)
     sets = pool.rewards_NCMD.shape[1] // chains

@@ -256,10 +256,9 @@ def _retrace(maze: Maze, layers: list[dict[Cell, int]], moves: int, entered: int
 
 
 @lru_cache
-def _grids(size: int) -> dict[str, tuple[str, ...]]:
-    """Return the mazes of every split as drawings; all of them are distinct."""
+def _grids(size: int, wanted: str) -> tuple[str, ...]:
+    """Return the mazes of a split as drawings; those of all splits are distinct. No split is drawn that comes later."""
     rng = np.random.default_rng([WORLD_SEED, size])
-    splits: dict[str, tuple[str, ...]] = {}
     tested: set[str] = set()  # upright
     for split, count in WORLDS[size].rows:
         rows: dict[str, str] = {}  # as shown -> upright
@@ -267,9 +266,10 @@ def _grids(size: int) -> dict[str, tuple[str, ...]]:
             upright = _draw_grid(WORLDS[size], rng)
             if upright not in tested and _is_dilemma(upright):
                 rows[_turned(upright, rng)] = upright
-        splits[split] = tuple(rows)
+        if split == wanted:
+            return tuple(rows)
         tested |= set(rows.values())
-    return splits
+    raise LabError(f"no split {wanted!r} of the mazes")
 
 
 def _draw_grid(world: World, rng: np.random.Generator) -> str:
@@ -319,7 +319,7 @@ def ceiling(size: int, k: int) -> dict[str, float]:
     weights_KD = np.random.default_rng(WORLD_SEED).dirichlet(np.ones(len(OBJECTIVES)), size=8192)
     reference = np.full(len(OBJECTIVES), REFERENCE)
     best, utility, volume = [], [], []
-    for grid in _grids(size)["test"]:
+    for grid in _grids(size, "test"):
         points = front(grid)
         subsets = [list(chosen) for chosen in combinations(range(len(points)), min(k, len(points)))]
         utility_PK = points @ weights_KD.T
@@ -388,7 +388,7 @@ class MazeTask:
                 "prompt": [{"role": "system", "content": system}, {"role": "user", "content": grid}],
                 "gold": grid,
             }
-            for number, grid in enumerate(_grids(self.size)[split])
+            for number, grid in enumerate(_grids(self.size, split))
         ]
 
     def demonstrations(self, row: dict, n: int, rng: np.random.Generator) -> list[str]:
