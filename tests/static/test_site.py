@@ -74,4 +74,4 @@ def test_the_explorer_is_live_in_the_notebooks_that_show_its_picture(site):
 
 def test_formulas_are_drawn_by_the_browser(site):
     by_name = {path.name: page for path, page in site.items() if "notebooks" in path.parts}
-    assert by_name["04_vpo_training.html"].formulas > 10
+    assert by_name["05_bestk_and_pareto.html"].formulas > 10

@@ -41,8 +41,8 @@ def check_task(task: Task, path: str | None = None) -> dict[str, int]:
     counts = {}
     for split in ("train", "test"):
         rows = _call(task, "load", path, split)
-        counts[split] = len(rows)
         _check_rows(task, rows, split)
+        counts[split] = len(rows)
         for row in rows[:ROWS]:
             _check_answers(task, row)
     if hasattr(task, "references"):
