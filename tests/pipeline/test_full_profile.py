@@ -58,7 +58,7 @@ def root(toolrl_dir, tmp_path_factory) -> Path:
     (root / "data").mkdir()
     copy_rows(toolrl_dir, root / "data")
     build_model(root / "data", root / "model")
-    process, deadline = start(root), time.monotonic() + 400
+    process, deadline = start(root), time.monotonic() + 900
     while not (root / "run/vpo/checkpoints/checkpoint-1/sealed.json").exists():
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
@@ -69,7 +69,7 @@ def root(toolrl_dir, tmp_path_factory) -> Path:
     (root / "log_at_the_kill.jsonl").write_bytes((root / "run/vpo/log.jsonl").read_bytes())
     (root / "last_checkpoint").write_text(str(max(len(list((root / "run/vpo/checkpoints").glob("*/sealed.json"))), 1)))
     again = start(root)
-    output, _ = again.communicate(timeout=400)
+    output, _ = again.communicate(timeout=900)
     assert again.returncode == 0, output[-3000:]
     (root / "output.txt").write_text(output)
     return root

@@ -202,3 +202,25 @@ def test_the_whole_run_says_what_the_rest_of_rl_will_take(tmp_path):
         log.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, step + 1)))
         assert told in display.rest(now) and bool(told) == bool(display.rest(now))
     assert "about 0.41 at 2 an hour" in display.rest(350)
+
+
+def test_a_notebook_whose_training_was_stopped_runs_again_with_those_that_read_it(tmp_path):
+    def done_again(*stages: str) -> list[str]:
+        """Which notebooks run again if these stages, of all that are trained, were stopped in an earlier run."""
+        jobs = {name: Job(name, tmp_path, tmp_path / f"{name}.ipynb") for wave in waves_of(SMOKE) for name in wave}
+        for job in jobs.values():
+            write_json(job.target, {})
+        for stage in (*stages, "grpo", "judges/grpo"):
+            (tmp_path / stage / "policy").mkdir(parents=True, exist_ok=True)
+            write_json(tmp_path / stage / "policy" / "config.json", {})
+        for stage in stages:
+            write_json(tmp_path / stage / "stopped.json", {"step": 1, "steps": 4, "until": 1.0})
+        notebooks._take_up_stopped(jobs, SMOKE, Run(tmp_path))
+        for stage in stages:
+            (tmp_path / stage / "stopped.json").unlink()
+        return [name[:2] for name, job in jobs.items() if not job.done]
+
+    assert done_again() == []
+    assert done_again("code/vpo") == ["06"]
+    assert done_again("maze/vpo") == ["04", "05"]
+    assert done_again("grpo", "judges/grpo") == ["03", "04", "05", "07"]
