@@ -109,8 +109,8 @@ def test_a_run_with_many_methods_shows_three_and_the_papers_vpo_last(tmp_path):
         "sft": "sft",
         "grpo": "grpo",
         "max_at_k": "grpo",
-        "vpo": "vpo_credit",
-        "vpo_credit": "vpo_credit",
+        "vpo": "vpo",
+        "vpo_credit": "vpo",
     }.items():
         shutil.copy(Run(RESULTS).pool(source), Run(tmp_path).pool(name))
     page = write_explorer(tmp_path, tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
