@@ -99,8 +99,8 @@ def _doubted(method: str, price: float = PRICES[2]) -> Variant:
 
 
 # In `tiny` and `maze`: 158 jobs, by the minutes in results/experiment/runs.csv 7.5 core-hours of training; their 432
-# pools come on top. A step samples 192 answers to 16 prompts, but for two
-# cases: groups of 8 chains take 8 prompts (`group8`, `vpo_search`), chains of five 10 prompts (`m5`, 200 answers).
+# pools come on top. A step samples 192 answers to 16 prompts, but for two cases: groups of 8 chains take 8 prompts
+# (`group8`, `vpo_search`), chains of five 10 prompts (`m5`, 200 answers).
 VARIANTS = {
     "sft": Variant("sft", worlds=KNOWN),
     "grpo": Variant("grpo", worlds=WORLDS + CODE),
@@ -428,11 +428,10 @@ def _write_csv(path: Path, rows: list[dict], mine: set[str]) -> Path:
 
 def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size: int = 3) -> None:
     """The first set of a few requests, of each main variant's first seed: world -> request -> variant."""
-    rewards_NnD = pool.rewards_NCMD.reshape(len(pool.ids), -1, len(pool.objectives))
     for n in range(min(requests, len(pool.ids))):
         sets = examples.setdefault(job.world, {}).setdefault(pool.ids[n], {})
-        answers = [answer for chain in pool.answers[n] for answer in chain][:size]
-        sets.setdefault(pool.name, {"answers": answers, "rewards": rewards_NnD[n, :size].round(4).tolist()})
+        answers, rewards_nD = pool.first(n, size)
+        sets.setdefault(pool.name, {"answers": answers, "rewards": rewards_nD.round(4).tolist()})
 
 
 def read_examples(folder: Path, world: str) -> dict[str, dict[str, dict]]:

@@ -21,6 +21,7 @@ from vpo_lab.methods import METHODS
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool, sample_sets
 from vpo_lab.show.explorer import SCRIPT, CandidateSet, explorer_data, make_world, one_line
+from vpo_lab.show.style import method_label
 from vpo_lab.tasks import get_task
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
@@ -106,14 +107,13 @@ def _compared(requests: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str,
 
 def _real_world(found: dict) -> dict:
     """The world of a file of `save_replies`: three replies of each policy to real requests."""
-    label = {"sft": "SFT"} | {name: method.label for name, method in METHODS.items()}
     named = [
-        {label[name]: (one["answers"][:3], one["rewards"][:3]) for name, one in request["sets"].items()}
+        {method_label(name): (one["answers"][:3], one["rewards"][:3]) for name, one in request["sets"].items()}
         for request in found["requests"]
     ]
     about = SimpleNamespace(about=found["about"], meanings=found["meanings"])
     titles = [request["text"] for request in found["requests"]]
-    apart = {METHODS["best_of_set"].label}
+    apart = {method_label("best_of_set")}
     return make_world(named, found["objectives"], titles, task=about, apart=apart) | {"name": "Replies of a real model"}
 
 
@@ -121,12 +121,11 @@ def _world(task_name: str, requests: Mapping[str, Mapping[str, CandidateSet]]) -
     task = get_task(task_name)
     rows = {row["id"]: row for row in task.load(None, "test")}
     asked = [rows[row_id] for row_id in requests]
-    label = {"sft": "SFT"} | {name: method.label for name, method in METHODS.items()}
     names = list(next(iter(requests.values())))
     last = next((name for name in ("vpo", "vpo_credit") if name in names), names[-1])  # the game is about it
     names.sort(key=lambda name: name == last)
-    apart = {label[name] for name in names if len(names) > 3 and name not in ("sft", "grpo", last)}
-    named = [{label[name]: sets[name] for name in names if name in sets} for sets in requests.values()]
+    apart = {method_label(name) for name in names if len(names) > 3 and name not in ("sft", "grpo", last)}
+    named = [{method_label(name): sets[name] for name in names if name in sets} for sets in requests.values()]
     title, start, source = WORLDS.get(task_name, (task_name.replace("_", " ").capitalize(), "", ""))
     world = make_world(named, task.objectives, task=task, rows=asked, start=start, apart=apart)
     return world | {"name": title, "about": world["about"] + source}

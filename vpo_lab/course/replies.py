@@ -47,10 +47,9 @@ def save_replies(run: Run, ids: Sequence[str], out: Path, data: str = "") -> Pat
     for one in ids:
         sets = {}
         for name, pool in pools.items():
-            n, shown = pool.ids.index(one), SHOWN[name]
-            answers = [answer for chain in pool.answers[n] for answer in chain][:shown]
-            rewards_kD = pool.rewards_NCMD[n].reshape(-1, len(pool.objectives))[:shown].round(4)
-            sets[name] = {"answers": answers, "rewards": np.where(np.isnan(rewards_kD), None, rewards_kD).tolist()}
+            answers, rewards_nD = pool.first(pool.ids.index(one), SHOWN[name])
+            rewards = np.where(np.isnan(rewards_nD), None, rewards_nD.round(4)).tolist()
+            sets[name] = {"answers": answers, "rewards": rewards}
         requests.append({"id": one, "text": text[one], "sets": sets})
     about = {"task": task.name, "objectives": list(first.objectives), "meanings": getattr(task, "meanings", {})}
     write_json(out, {**about, "about": getattr(task, "about", ""), "requests": requests})

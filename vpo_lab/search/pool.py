@@ -47,6 +47,11 @@ class Pool:
         """Return 1.0 where every asked objective is 1, else 0.0."""
         return solved(self.rewards_NCMD).astype(float)
 
+    def first(self, request: int, n: int) -> tuple[list[str], np.ndarray]:
+        """Return the first n candidates of a request, chain by chain: their texts, and their rewards (n, D)."""
+        answers = [answer for chain in self.answers[request] for answer in chain]
+        return answers[:n], self.rewards_NCMD[request].reshape(-1, len(self.objectives))[:n]
+
     def save(self, path: Path) -> None:
         """Write the pool as gzipped JSON, atomically."""
         rewards = np.round(self.rewards_NCMD, 6)
@@ -176,8 +181,4 @@ def sample_sets(pools: dict[str, Pool], request: int) -> dict[str, tuple[list[st
     M is the largest of the pools; single answers are taken as M independent samples.
     """
     m = max(pool.m for pool in pools.values())
-    sets = {}
-    for name, pool in pools.items():
-        answers = [answer for chain in pool.answers[request] for answer in chain][:m]
-        sets[name] = (answers, pool.rewards_NCMD[request].reshape(-1, len(pool.objectives))[:m])
-    return sets
+    return {name: pool.first(request, m) for name, pool in pools.items()}
