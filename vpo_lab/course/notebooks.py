@@ -332,6 +332,7 @@ class Display:
 
     def __init__(self, profile: Profile, run: Run, jobs: list[Job], price: float | None = None):
         self.profile, self.run, self.jobs, self.price = profile, run, jobs, price
+        self.trained = trainings_of(profile, run)
         self.seen: dict[str, tuple[int, float]] = {}  # of each method: a step, and when it was over
         self.start = time.monotonic()
         self.first = self.fraction()
@@ -348,7 +349,7 @@ class Display:
     def _part(self, job: Job) -> tuple[float, str]:
         if job.done:
             return 1.0, "done"
-        trained = trainings_of(self.profile, self.run).get(job.name)
+        trained = self.trained.get(job.name)
         if not trained:
             return 0.0, "running" if job.started else ""
         parts, texts = [], []
