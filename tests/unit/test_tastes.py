@@ -134,6 +134,16 @@ def test_the_files_and_tables_of_the_experiment(folder, monkeypatch):
     assert "grpo" in tastes.second_judge(tables, FLAWED_WORLD).reset_index().method.values
 
 
+def test_the_tables_of_the_page(folder):
+    from vpo_lab.course.results import judges_tables
+
+    texts = judges_tables(tastes.read_judges(folder))
+    assert set(texts) == {"judges_tuned", "judges_remedies", "judges_found"}
+    assert "tuned" in texts["judges_tuned"] and "tiny_judges" in texts["judges_tuned"]
+    assert texts["judges_remedies"].count("the worse of two judges") == 1
+    assert texts["judges_found"].count("| 24 ") == len(texts["judges_found"].splitlines()) - 2
+
+
 def test_the_figures_of_the_experiment(folder, monkeypatch):
     drawn = {}
     monkeypatch.setattr(figures, "save_figures", lambda these, out: drawn.update(these) or [])

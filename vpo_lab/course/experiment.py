@@ -426,8 +426,9 @@ def _write_csv(path: Path, rows: list[dict], mine: set[str]) -> Path:
     return path
 
 
-def _add_examples(examples: dict, job: Job, pool: Pool, requests: int = 4, size: int = 3) -> None:
+def _add_examples(examples: dict, job: Job, pool: Pool, size: int = 3) -> None:
     """The first set of a few requests, of each main variant's first seed: world -> request -> variant."""
+    requests = 12 if job.world == "maze" else 4  # the explorer is about mazes
     for n in range(min(requests, len(pool.ids))):
         sets = examples.setdefault(job.world, {}).setdefault(pool.ids[n], {})
         answers, rewards_nD = pool.first(n, size)

@@ -428,12 +428,13 @@ def publish(run: Run) -> list[Path]:
 def write_report(root: Path | None = None) -> list[Path]:
     """Execute results/report.ipynb in place and write the tables of the pages that show results; return the paths.
 
-    `root` is the repository: README.md and results/README.md, and docs/paper.md if there are results of code. Raises
-    LabError if a cell fails, or a page or the saved results are missing.
+    `root` is the repository: README.md and results/README.md, docs/paper.md if there are results of code, and
+    docs/tastes.md if there are some of judges. Raises LabError if a cell fails, or a page or the results are missing.
     """
     import nbformat
 
-    from vpo_lab.course.results import code_tables, page_tables, paper_tables, read, update_page
+    from vpo_lab.course.results import code_tables, judges_tables, page_tables, paper_tables, read, update_page
+    from vpo_lab.course.tastes import read_judges
 
     root = root or notebook_folder().parent
     source, pages = root / "results" / "report.ipynb", [root / "README.md", root / "results" / "README.md"]
@@ -452,6 +453,9 @@ def write_report(root: Path | None = None) -> list[Path]:
         code = read(root / "results" / "code")
         texts |= code_tables(code) | paper_tables(tables, code)
         pages.append(root / "docs" / "paper.md")
+    if (root / "results" / "judges" / "runs.csv").exists():
+        texts |= judges_tables(read_judges(root / "results" / "judges"))
+        pages.append(root / "docs" / "tastes.md")
     for page in pages:
         update_page(page, texts)
     return [source, *pages]

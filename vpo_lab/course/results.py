@@ -18,7 +18,8 @@ import pandas as pd
 
 import vpo_lab
 from vpo_lab.config import Profile, get_profile
-from vpo_lab.course.experiment import BUDGETS, CODE, VARIANTS, WORLDS, Job, final_entropy, label
+from vpo_lab.course import tastes
+from vpo_lab.course.experiment import BUDGETS, CODE, FLAWED, JUDGES, VARIANTS, WORLDS, Job, final_entropy, label
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes
 from vpo_lab.methods import METHODS as KNOWN
@@ -507,6 +508,28 @@ def code_tables(tables: Tables) -> dict[str, str]:
     seen = search(tables, "tiny_repair")[["24", "384"]].add_prefix("shown the parent: ")
     table = _in_order(covered.join([blind, seen], how="outer")).fillna("–")
     return {"code": to_markdown(table.rename_axis("patches of code"))}
+
+
+def judges_tables(tables: Tables) -> dict[str, str]:
+    """Return the tables of docs/tastes.md, by the name in the mark; `tables` are those of `tastes.read_judges`.
+
+    What a price on KL is best for each method, what each remedy leaves of the truth, and what a true judge finds.
+    """
+    measured = [world for world in (*JUDGES, *FLAWED) if world in set(tables["truths"].world)]
+    flawed = [world for world in measured if world in FLAWED]
+    best = {world: tastes.tuned(tables, world) for world in measured if world in JUDGES}
+    helped = {
+        (world, remedy): {method: cell(*numbers, ".2f") for method, numbers in by_method.items()}
+        for world in flawed
+        for remedy, by_method in tastes.remedies(tables, world).items()
+    }
+    found = {world: tastes.second_judge(tables, world).loc[[tastes.BUDGETS[-1]]] for world in flawed}
+    texts = {
+        "judges_tuned": pd.concat(best, names=["world"]),
+        "judges_remedies": pd.DataFrame(helped).T.rename_axis(["world", "remedy"]).fillna("–"),
+        "judges_found": pd.concat(found, names=["world"]),
+    }
+    return {name: to_markdown(table) for name, table in texts.items()}
 
 
 def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
