@@ -213,14 +213,14 @@ def train(model, tokenizer, task, rows, method: str, *, steps, rng, prompts=16, 
 # --- What is printed ------------------------------------------------------------------------------
 
 MEASURES = ("set reward", "best@1", "best@3", "pass@3", "distinct")
-JUDGES_KD = np.random.default_rng(0).dirichlet(np.ones(4), size=1024)  # the same weights for all that is printed
+USERS_KD = np.random.default_rng(0).dirichlet(np.ones(4), size=1024)  # the same weights for all that is printed
 
 
 def measure(rewards_BMD: np.ndarray, answers_BM: np.ndarray) -> np.ndarray:
     """Return the five measures of every set of three answers: (5, N). GRPO's sets are three rollouts."""
     rewards_NMD = rewards_BMD.reshape(-1, SET, rewards_BMD.shape[-1])
     scalar_NM = rewards_NMD.mean(axis=2)
-    covered_N = (rewards_NMD @ JUDGES_KD.T).max(axis=1).mean(axis=1)
+    covered_N = (rewards_NMD @ USERS_KD.T).max(axis=1).mean(axis=1)
     solved_N = (rewards_NMD.min(axis=2) == 1).any(axis=1)
     distinct_N = [len({*answers} - {""}) / SET for answers in answers_BM.reshape(-1, SET)]
     return np.array([covered_N, scalar_NM[:, 0], scalar_NM.max(axis=1), solved_N, distinct_N])

@@ -97,7 +97,7 @@ class Batch:
         """
         groups, objectives = self.asked_PD.shape
         blocks = min(groups, max(1, MAX_DRAWS // max(draws, 1)))
-        # One sequence cut into blocks: fresh draws for each group at one call's cost.
+        # One sequence cut into blocks: draws of its own for each group, up to MAX_DRAWS, at one call's cost.
         weights_CD = dirichlet_weights(blocks * draws, objectives, alpha=alpha, seed=rng)
         weights_PKD = np.resize(weights_CD.reshape(blocks, draws, objectives), (groups, draws, objectives))
         return restrict(weights_PKD, self.asked_PD[:, None])
@@ -276,7 +276,7 @@ def maxrl(batch, rng):
 
 
 def max_at_k(batch, rng, *, at_k=0):
-    """Pay a sample for what it adds to the best of k samples: PKPO (arXiv 2505.15201, 2510.23393), (P, G).
+    """Pay a sample the best of k samples that it can expect to be part of: PKPO (arXiv 2505.15201, 2510.23393), (P, G).
 
     The scalar is the plain mean, `at_k` 0 means half of the group: max(2, G // 2).
     """

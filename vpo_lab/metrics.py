@@ -184,7 +184,7 @@ def objective_collinearity(rewards: np.ndarray) -> np.ndarray:
     """Return the Pearson correlation of the objectives: (n, D) -> (D, D) in [-1, 1], 1 on the diagonal.
 
     A constant objective gets nan off the diagonal. If rows leave objectives out (NaN), each pair uses the
-    rows that ask for both. With a mean above about .8, VPO gains little over a scalar reward.
+    rows that ask for both. With a mean above about .8 the vector adds little; a set may still help.
     Raises LabError if n < 2 or if a reward is infinite.
     """
     rewards_nD = _vectors(rewards, ("n", "D"), whole=False)

@@ -76,7 +76,7 @@ def _verdict(names: tuple[str, ...], correlation_DD: np.ndarray) -> str:
     pair = f"{names[first_P[top]]} and {names[second_P[top]]}"
     said = f"mean correlation of the objectives {mean:.2f}, largest {values_P[top]:.2f} ({pair})"
     if mean > COLLINEAR:
-        said += ": collinear, one number under several names; use grpo"
+        said += ": collinear, one number under several names: the vector adds little"
     elif values_P[top] > COLLINEAR:
         said += ": these two are collinear, drop one"
     else:
