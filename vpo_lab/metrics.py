@@ -18,6 +18,7 @@ from vpo_lab.weights import restrict, set_reward
 
 METRICS = {  # name -> label
     "best": "best@k",
+    "bag": "best@k, chains mixed",
     "pass": "pass@k",
     "eum": "EUM",
     "covered": "covered@k",
@@ -25,6 +26,7 @@ METRICS = {  # name -> label
 }
 METRIC_TITLES = {  # the same in more words, over a panel of a figure
     "best": "best@k: mean of the objectives",
+    "bag": "best@k of candidates mixed from all chains",
     "pass": "pass@k: every objective right",
     "eum": "expected utility of k candidates",
     "covered": "covered@k: tests that one of k candidates passes",

@@ -91,7 +91,8 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     rng = np.random.default_rng(0)
     jobs = plan(tmp_path / "runs", ["tiny"], ["sft", "grpo", "vpo"], [0, 1])
     for job in jobs:
-        shapes = {"sft": (4, 24, 1), "sft_chain": (4, 8, 3), "grpo": (4, 24, 1), "vpo": (4, 8, 3)}
+        one, chains = (4, 24, 1), (4, 8, 3)
+        shapes = {"sft": one, "sft_chain": chains, "grpo": one, "vpo": chains, "vpo_single": one}
         finish(job, {name: rng.random((*shapes[name.partition("@")[0]], 4)).round(3) for name in job.pools})
     jobs[0].folder.stage("gdpo").folder.mkdir()  # begun, not done
     (tmp_path / "runs" / "notes").mkdir()
@@ -103,13 +104,16 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     tables = results.read(tmp_path / "out")
     runs = tables["runs"].set_index(["variant", "seed"])
     names = [name + at for name in ("sft", "sft_chain", "grpo", "vpo") for at in ("", "@0.5", "@0.7", "@1.5")]
-    assert set(runs.index) == {(name, seed) for name in names for seed in (0, 1)}
+    assert set(runs.index) == {(name, seed) for name in (*names, "vpo_single") for seed in (0, 1)}
+    assert runs.m["vpo_single", 0] == 1
     assert list(runs.loc[("vpo", 0), ["m", "steps", "minutes"]]) == [3, 20, 0.2]
     cooler = tables["intervals"].query("variant == 'vpo@0.7'")
     assert set(cooler.minus) == {"", "sft@0.7", "sft_chain@0.7", "grpo@0.7"}
     pool = Pool.load(jobs[-1].folder.pool("vpo"))
     budgets = tables["budgets"].set_index(["variant", "seed", "k"])
     assert budgets.best["vpo", 1, 24] == pytest.approx(pool.scalar_NCM.max(axis=(1, 2)).mean(), abs=1e-5)
+    assert budgets.bag["vpo", 1, 1] == pytest.approx(pool.scalar_NCM.mean(), abs=1e-5)
+    assert budgets.bag["grpo", 1, 3] == budgets.best["grpo", 1, 3]
     assert budgets.tokens["vpo", 1, 24] == 8 * 27
     assert len(tables["curves"]) == 2 * 2 * 2 and set(tables["curves"].step) == {10, 20}
     intervals = tables["intervals"].query("metric == 'best' and k == 6").set_index(["variant", "minus"])

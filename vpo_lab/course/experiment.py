@@ -98,9 +98,8 @@ def _doubted(method: str, price: float = PRICES[2]) -> Variant:
     return Variant(method, changes, worlds=FLAWED[1:2], label=f"{method_label(method)}, two judges")
 
 
-# In `tiny` and `maze`: 158 jobs, by the minutes in results/experiment/runs.csv 7.5 core-hours of training; their 432
-# pools come on top. A step samples 192 answers to 16 prompts, but for two cases: groups of 8 chains take 8 prompts
-# (`group8`, `vpo_search`), chains of five 10 prompts (`m5`, 200 answers).
+# In `tiny` and `maze`: 164 jobs, an estimated 9 core-hours with their pools. A step samples 192 answers to 16 prompts,
+# but for two cases: groups of 8 chains take 8 prompts (`group8`, `vpo_search`), chains of five 10 (`m5`, 200 answers).
 VARIANTS = {
     "sft": Variant("sft", worlds=KNOWN),
     "grpo": Variant("grpo", worlds=WORLDS + CODE),
@@ -116,6 +115,9 @@ VARIANTS = {
     "best_of_set": Variant("best_of_set", worlds=WORLDS + CODE, changes="what a set is paid for"),
     "vpo": Variant("vpo", worlds=WORLDS + CODE),
     "vpo_credit": Variant("vpo_credit", worlds=WORLDS + CODE[:1], changes="credit per answer"),
+    # Credit per answer has one scale for the whole batch. This tells how much of its effect that alone is: for the
+    # optimizer a common scale is no matter.
+    "unscaled": _three("vpo", "VPO, not divided by the std", "credit per answer", scale_rewards=False),
     # The search is over 4 of 8 chains, so its control has groups of 8 too.
     "vpo_search": Variant(
         "vpo_search", {"rl.group_size": 8}, worlds=WORLDS + CODE[:1], changes="search over chains", control="group8"
@@ -184,11 +186,12 @@ class Job:
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """Name the candidate pools it leaves: the usual start is asked for single answers and for chains."""
+        """Name the candidate pools it leaves: the usual start and VPO are asked for single answers and for chains."""
         names = ("sft", "sft_chain") if self.variant == "sft" else () if self.start is None else (self.variant,)
         main = VARIANTS[self.variant].seeds == SEEDS and self.world not in JUDGED
         others = OTHER_TEMPERATURES.get(self.world, (0.7,)) if main else ()
-        return (*names, *(f"{name}@{temperature}" for temperature in others for name in names))
+        single = ("vpo_single",) if self.variant == "vpo" and self.world in WORLDS else ()
+        return (*names, *single, *(f"{name}@{temperature}" for temperature in others for name in names))
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -232,6 +235,9 @@ class Job:
             for pool in self.pools:
                 name, at, temperature = pool.partition("@")
                 asked = profile.with_overrides({"evaluation.temperature": float(temperature)} if at else {})
+                if pool == "vpo_single":
+                    evaluate(asked, "vpo", run, self.seed, method="grpo", suffix="_single")
+                    continue
                 for measure in (evaluate, study) if pool in self.searched else (evaluate,):
                     measure(asked, name, run, self.seed, method=method, suffix=pool[len(name) :])
 
@@ -391,7 +397,7 @@ def collect(done: list[Job], out: Path) -> list[Path]:
             truths += [{**key, **row} for row in truth_rows(pool, log if job.start else [], budgets_of(job.world))]
             for k in budgets_of(job.world):
                 row = {**key, "k": k, "tokens": tokens_at_k(pool, k)}
-                for metric in metrics_of(pool):
+                for metric in (*metrics_of(pool), "bag"):
                     values_N = at_k(pool, metric, k)
                     values.setdefault((job.world, name, metric, k), {})[job.seed] = values_N
                     row[metric] = round(float(values_N.mean()), 5)

@@ -45,6 +45,7 @@ METHODS = (
         for name in (method, *(n for n, v in VARIANTS.items() if v.method == method and not v.changes))
         if name in KNOWN or {*VARIANTS[name].worlds} & {*WORLDS, *CODE}
     ),
+    "vpo_single",
 )
 # What pictures and small tables hold: a rival of each kind, and beside VPO always the control without a vector.
 FEW = ("sft", "grpo", "max_at_k", "best_of_set", "best_of_set_credit", "vpo", "vpo_search")
@@ -66,6 +67,7 @@ BESIDE_THE_PAPER = (  # what docs/paper.md compares, where it was measured: (wor
     *((*world, "vpo", "grpo") for world in (*ALL_THREE, ("maze", "best"))),
     *((*world, "vpo", "max_at_k") for world in (*ALL_THREE, ("maze", "best"))),
     *((*world, "vpo", "sft") for world in ALL_THREE),
+    *((world, "bag", "vpo", other) for world in WORLDS for other in ("grpo", "max_at_k")),
     *(("tiny", "best", f"{name}@0.7", "sft@0.7") for name in ("vpo", "vpo_credit")),
     *((*world, f"best_of_set{credit}", f"vpo{credit}") for credit in ("", "_credit") for world in ALL_THREE),
     *((*world, "grpo_kl0.2", other) for world in ALL_THREE for other in ("grpo", "vpo")),
@@ -393,13 +395,17 @@ def run_table(summary: Mapping, metric: str) -> pd.DataFrame:
 
 
 def verdicts(summary: Mapping) -> pd.DataFrame:
-    """Return where VPO is ahead, behind or undecided against each other pool, by the paired interval."""
+    """Return where VPO is ahead, behind or undecided against each other pool, by the paired interval.
+
+    A metric that is the same for both everywhere, as pass@k in the maze, is left out.
+    """
     words = {
         (pair.replace(" - ", " against "), METRICS[metric]): {
             f"k = {k}": verdict(*at[metric][1:]) for k, at in by_k.items()
         }
         for pair, by_k in summary["paired_differences"].items()
         for metric in next(iter(by_k.values()))
+        if any(any(at[metric]) for at in by_k.values())
     }
     return pd.DataFrame(words.values(), pd.MultiIndex.from_tuples(words, names=["paired over requests", "metric"]))
 

@@ -16,6 +16,7 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import write_json
 from vpo_lab.metrics import (
     METRICS,
+    best_at_k,
     bootstrap_interval,
     chain_best_at_k,
     chain_expected_utility_at_k,
@@ -36,12 +37,15 @@ from vpo_lab.weights import dirichlet_weights
 def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
     """Return one metric per request at a budget of k candidates: (N,).
 
-    `metric` "best" (mean of the objectives), "pass" (all objectives 1) or "eum" (expected utility
-    under uniform weightings), "covered" (share of the objectives in which one of k candidates is best, for tests:
-    that one of them passes). For chains k counts candidates, see `metrics.chain_best_at_k`.
+    `metric` "best" (mean of the objectives), "pass" (all objectives 1), "eum" (expected utility under uniform
+    weightings) or "covered" (share of the objectives in which one of k candidates is best, for tests: that one of
+    them passes). For chains k counts candidates, see `metrics.chain_best_at_k`; "bag" is "best" without regard to
+    chains, for candidates mixed in one bag, as in the paper.
     """
     if metric == "best":
         return chain_best_at_k(pool.scalar_NCM, k)
+    if metric == "bag":
+        return best_at_k(pool.scalar_NCM.reshape(len(pool.ids), -1), k)
     if metric == "pass":
         return chain_best_at_k(pool.solved_NCM, k)
     if metric == "eum":

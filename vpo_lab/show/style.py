@@ -41,7 +41,9 @@ METHOD_STYLE = {  # colour, marker, line; one of them is enough to tell methods 
     "best_of_set_credit": ("#A0006E", "d", (0, (1, 2.5))),
 }
 
-METHOD_LABEL = {"sft": "SFT", "sft_chain": "SFT chains"} | {method.name: method.label for method in METHODS.values()}
+METHOD_LABEL = {"sft": "SFT", "sft_chain": "SFT chains", "vpo_single": "VPO, asked for one"} | {
+    method.name: method.label for method in METHODS.values()
+}
 
 INK, SOFT, PALE = "#222222", "#555555", "#E9E9E9"  # texts and lines; second to them; areas
 
