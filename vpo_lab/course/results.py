@@ -550,7 +550,7 @@ def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
     index = pd.MultiIndex.from_tuples(gaps, names=["variant minus another", "world", "metric"])
     gaps = pd.DataFrame(gaps.values(), index, ["k = 3", "k = 24", "seeds"])
     runs = pd.concat([_over_runs(each, "reward_diversity", ".2f") for each in (tables, code)])
-    spread = pd.DataFrame(runs.unstack("variant")).filter(["grpo", "max_at_k", "multi_rlvr", "vpo"])
+    spread = pd.DataFrame(runs.unstack("variant")).filter(["sft", "grpo", "max_at_k", "multi_rlvr", "vpo"])
     spread = _in_order(pd.DataFrame(spread)).fillna("–")
     return {"paper_gaps": to_markdown(gaps), "paper_diversity": to_markdown(spread)}
 
