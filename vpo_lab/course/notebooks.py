@@ -428,16 +428,14 @@ def publish(run: Run) -> list[Path]:
 def write_report(root: Path | None = None) -> list[Path]:
     """Execute results/report.ipynb in place and write the tables of the pages that show results; return the paths.
 
-    `root` is the repository: README.md and results/README.md, docs/paper.md if there are results of code, and
-    docs/tastes.md if there are some of judges. Raises LabError if a cell fails, or a page or the results are missing.
+    `root` is the repository. Raises LabError if a cell fails, or a page or the saved results are missing.
     """
     import nbformat
 
-    from vpo_lab.course.results import code_tables, judges_tables, page_tables, paper_tables, read, update_page
-    from vpo_lab.course.tastes import read_judges
+    from vpo_lab.course.results import update_pages
 
     root = root or notebook_folder().parent
-    source, pages = root / "results" / "report.ipynb", [root / "README.md", root / "results" / "README.md"]
+    source = root / "results" / "report.ipynb"
     with TemporaryDirectory() as folder:
         job = Job("report", source, Path(folder) / "report.ipynb")
         try:
@@ -447,18 +445,7 @@ def write_report(root: Path | None = None) -> list[Path]:
             raise LabError(_explain(job)) from error
         notebook = as_committed(nbformat.read(job.target, as_version=4), nbformat.read(source, as_version=4))
     write_bytes(source, nbformat.writes(notebook).encode() + b"\n")
-    tables = read(root / "results" / "experiment")
-    texts = page_tables(read_json(root / "results" / "tiny" / "summary.json"), tables)
-    if (root / "results" / "code" / "runs.csv").exists():
-        code = read(root / "results" / "code")
-        texts |= code_tables(code) | paper_tables(tables, code)
-        pages.append(root / "docs" / "paper.md")
-    if (root / "results" / "judges" / "runs.csv").exists():
-        texts |= judges_tables(read_judges(root / "results" / "judges"))
-        pages.append(root / "docs" / "tastes.md")
-    for page in pages:
-        update_page(page, texts)
-    return [source, *pages]
+    return [source, *update_pages(root)]
 
 
 def as_committed(executed, source):

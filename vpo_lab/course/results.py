@@ -59,6 +59,7 @@ COLUMNS = {  # what each file must have, and of which type; budgets has `hypervo
     "intervals": {"metric": str, "k": int, "minus": str, "seeds": int, "mean": float, "low": float, "high": float},
     "search": {"seed": int, "id": str, "solved_at": float, "control": float, "reachable": "boolean", "programs": float},
 }
+HOPS = ("tiny_hops", "tiny_chain")  # the worlds of docs/hops.md
 HEADLINE = {"tiny": "best", "maze": "hypervolume"}  # the metric that tells most in a world
 SHOWN = {"tiny": ("best", "pass"), "maze": ("best", "hypervolume")}  # two that say different things
 TITLES = {"tiny": "Tool calls: one right answer", "maze": "Maze: objectives compete"}
@@ -516,6 +517,21 @@ def code_tables(tables: Tables) -> dict[str, str]:
     return {"code": to_markdown(table.rename_axis("patches of code"))}
 
 
+def hops_tables(tables: Tables) -> dict[str, str]:
+    """Return the tables of docs/hops.md, best@k and pass@k, by the name in the mark: that of the world."""
+    texts = {}
+    for world in HOPS:
+        parts = {metric: main(tables, world, metric) for metric in ("best", "pass")}
+        cells = {
+            f"{METRICS[metric].removesuffix('@k')}, {k}": table[k]
+            for metric, table in parts.items()
+            for k in ("k = 1", "k = 3", "k = 24")
+        }
+        table = pd.DataFrame(cells).assign(seeds=parts["best"].seeds)
+        texts[world] = to_markdown(table.rename_axis(world))
+    return texts
+
+
 def judges_tables(tables: Tables) -> dict[str, str]:
     """Return the tables of docs/tastes.md, by the name in the mark; `tables` are those of `tastes.read_judges`.
 
@@ -553,6 +569,30 @@ def paper_tables(tables: Tables, code: Tables) -> dict[str, str]:
     spread = pd.DataFrame(runs.unstack("variant")).filter(["sft", "grpo", "max_at_k", "multi_rlvr", "vpo"])
     spread = _in_order(pd.DataFrame(spread)).fillna("–")
     return {"paper_gaps": to_markdown(gaps), "paper_diversity": to_markdown(spread)}
+
+
+def update_pages(root: Path) -> list[Path]:
+    """Write the tables of README.md, results/README.md and those pages of docs/ whose results are there: the paths.
+
+    `root` is the repository. LabError if a page or the results of the experiment are missing.
+    """
+    saved = root / "results"
+    tables = read(saved / "experiment")
+    texts = page_tables(read_json(saved / "tiny" / "summary.json"), tables)
+    pages = [root / "README.md", saved / "README.md"]
+    if (saved / "code" / "runs.csv").exists():
+        code = read(saved / "code")
+        texts |= code_tables(code) | paper_tables(tables, code)
+        pages.append(root / "docs" / "paper.md")
+    if (saved / "judges" / "runs.csv").exists():
+        texts |= judges_tables(tastes.read_judges(saved / "judges"))
+        pages.append(root / "docs" / "tastes.md")
+    if (saved / "hops" / "runs.csv").exists():
+        texts |= hops_tables(read(saved / "hops"))
+        pages.append(root / "docs" / "hops.md")
+    for page in pages:
+        update_page(page, texts)
+    return pages
 
 
 def update_page(page: Path, texts: Mapping[str, str]) -> None:
