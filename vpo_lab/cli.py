@@ -222,18 +222,20 @@ def explorer(
 
 @app.command()
 def replies(
-    run_dir: Annotated[str, typer.Argument(help="A run of judges with its pools; none: only draw the page.")] = "",
+    run_dirs: Annotated[
+        list[str] | None, typer.Argument(help="Runs of judges with their pools; none: only draw the page.")
+    ] = None,
     requests: Annotated[list[str] | None, typer.Option("--request", help="The id of a request to show.")] = None,
     data: Annotated[str, typer.Option(help="Where the run's rows are, as in `train --data`.")] = "",
     saved: Annotated[str, typer.Option(help="The file that keeps them.")] = "results/replies.json",
     out: Annotated[str, typer.Option(help="The page.")] = "docs/replies.md",
 ) -> None:
-    """Put the replies of a run's policies to a few requests side by side, with what each judge gives them."""
+    """Put the replies of policies to a few requests side by side, with what each judge gives them."""
     from vpo_lab.course.replies import save_replies, write_replies
     from vpo_lab.runs import Run
 
-    if run_dir:
-        print(save_replies(Run(_path(run_dir)), requests or [], _path(saved), data))
+    if run_dirs:
+        print(save_replies([Run(_path(folder)) for folder in run_dirs], requests or [], _path(saved), data))
     print(write_replies(_path(saved), _path(out)))
 
 

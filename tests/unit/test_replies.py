@@ -10,7 +10,7 @@ import pytest
 from vpo_lab.course.page import write_explorer
 from vpo_lab.course.replies import save_replies, write_replies
 from vpo_lab.errors import LabError
-from vpo_lab.files import read_json
+from vpo_lab.files import read_json, write_json
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool
 from vpo_lab.tasks import get_task
@@ -39,7 +39,7 @@ def run(tmp_path_factory) -> Run:
 
 def test_the_file_keeps_the_first_candidates_with_their_rewards_and_the_request(run, tmp_path):
     ids = [row["id"] for row in get_task(TASK).load(None, "test")[:3]][::-2]
-    found = read_json(save_replies(run, ids, tmp_path / "replies.json"))
+    found = read_json(save_replies([run], ids, tmp_path / "replies.json"))
     pool = Pool.load(run.pool("vpo"))
     assert [request["id"] for request in found["requests"]] == ids
     for request in found["requests"]:
@@ -51,7 +51,7 @@ def test_the_file_keeps_the_first_candidates_with_their_rewards_and_the_request(
 
 
 def test_equal_replies_are_counted_on_the_page(run, tmp_path):
-    saved = save_replies(run, [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
+    saved = save_replies([run], [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
     page = write_replies(saved, tmp_path / "replies.md").read_text(encoding="utf-8")
     grpo = page[page.index("GRPO") : page.index("VPO: 3")]
     assert "12 ×" in grpo and "12 answers, 1 different" in grpo
@@ -59,13 +59,24 @@ def test_equal_replies_are_counted_on_the_page(run, tmp_path):
 
 def test_a_request_that_the_pools_do_not_hold_is_refused_by_name(run, tmp_path):
     with pytest.raises(LabError, match="request-9"):
-        save_replies(run, ["request-9"], tmp_path / "replies.json")
+        save_replies([run], ["request-9"], tmp_path / "replies.json")
     with pytest.raises(LabError, match="no pool"):
-        save_replies(Run(tmp_path / "empty"), ["request-9"], tmp_path / "replies.json")
+        save_replies([Run(tmp_path / "empty")], ["request-9"], tmp_path / "replies.json")
+
+
+def test_policies_of_a_run_with_a_price_on_kl_stand_beside_the_others(run, tmp_path):
+    dear = Run(tmp_path / "dear")
+    write_json(dear.manifest, {"settings": {"rl.kl": 0.03}})
+    for name in ("sft", "vpo"):
+        Pool.load(run.pool(name)).save(dear.pool(name))
+    saved = save_replies([run, dear], [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
+    assert list(read_json(saved)["requests"][0]["sets"]) == ["sft", "grpo", "vpo", "vpo_kl0.03"]
+    page = write_explorer(ROOT / "results" / "tiny", tmp_path, tmp_path / "page.html", replies=saved)
+    assert '"name":"VPO","apart":true' in page.read_text() and '"name":"VPO, KL 0.03","apart":false' in page.read_text()
 
 
 def test_the_explorer_shows_them_without_the_rows_of_the_task(run, tmp_path):
-    saved = save_replies(run, [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
+    saved = save_replies([run], [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
     page = write_explorer(ROOT / "results" / "tiny", tmp_path, tmp_path / "page.html", replies=saved)
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)[1]
     worlds = json.loads(text)["worlds"]

@@ -113,7 +113,9 @@ def _real_world(found: dict) -> dict:
     ]
     about = SimpleNamespace(about=found["about"], meanings=found["meanings"])
     titles = [request["text"] for request in found["requests"]]
-    apart = {method_label("best_of_set")}
+    names = list(found["requests"][0]["sets"])
+    dear = {name.partition("_kl")[0] for name in names if "_kl" in name}  # trained with a price, too: that one counts
+    apart = {method_label(name) for name in names if name == "best_of_set" or name in dear}
     return make_world(named, found["objectives"], titles, task=about, apart=apart) | {"name": "Replies of a real model"}
 
 

@@ -27,27 +27,35 @@ A policy that is trained on single answers shows twelve, one trained on sets sho
 """
 
 
-def save_replies(run: Run, ids: Sequence[str], out: Path, data: str = "") -> Path:
-    """Write the first candidates of a run's pools for some requests to `out`, and return it.
+def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str = "") -> Path:
+    """Write the first candidates of the runs' pools for some requests to `out`, and return it.
 
     The file holds {"task", "objectives", "meanings", "requests": [{"id", "text", "sets": pool -> {"answers",
-    "rewards"}}]}. `data` is where the task's rows are. LabError for an id that is not in the pools, or no pool.
+    "rewards"}}]}. Pools of a run with a price on KL are called after it, as in "vpo_kl0.03"; of pools with one name that
+    of the first run counts. `data` is where the task's rows are. LabError for an id that is in no pool, or no pool.
     """
-    pools = {name: Pool.load(run.pool(name)) for name in SHOWN if run.pool(name).exists()}
+    pools: dict[str, Pool] = {}
+    for run in runs:
+        kept = read_json(run.manifest)["settings"] if run.manifest.exists() else {}
+        for name in SHOWN:
+            if run.pool(name).exists():
+                price = kept.get("rl.kl", 0) if name != "sft" else 0
+                pools.setdefault(f"{name}_kl{price:g}" if price else name, Pool.load(run.pool(name)))
     if not pools:
-        raise LabError(f"{run.pool('sft').parent} holds no pool of candidates: train and evaluate first")
+        raise LabError(f"{' and '.join(map(str, runs))} hold no pool of candidates: train and evaluate first")
     first = next(iter(pools.values()))
-    if missing := [one for one in ids if one not in first.ids]:
-        raise LabError(
-            f"request {missing[0]!r} is not in the pools of {run.folder}: choose of {', '.join(first.ids[:9])}, ..."
-        )
+    for name, pool in pools.items():
+        if missing := [one for one in ids if one not in pool.ids]:
+            raise LabError(
+                f"request {missing[0]!r} is not in the pool of {name}: choose of {', '.join(pool.ids[:9])}, ..."
+            )
     task = get_task(first.task)
     text = {row["id"]: task.title(row) for row in task.load(data or None, "test")}
     requests = []
     for one in ids:
         sets = {}
         for name, pool in pools.items():
-            answers, rewards_nD = pool.first(pool.ids.index(one), SHOWN[name])
+            answers, rewards_nD = pool.first(pool.ids.index(one), SHOWN[name.partition("_kl")[0]])
             rewards = np.where(np.isnan(rewards_nD), None, rewards_nD.round(4)).tolist()
             sets[name] = {"answers": answers, "rewards": rewards}
         requests.append({"id": one, "text": text[one], "sets": sets})
