@@ -31,8 +31,8 @@ def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str =
     """Write the first candidates of the runs' pools for some requests to `out`, and return it.
 
     The file holds {"task", "objectives", "meanings", "requests": [{"id", "text", "sets": pool -> {"answers",
-    "rewards"}}]}. Pools of a run with a price on KL are called after it, as in "vpo_kl0.03"; of pools with one name
-    that of the first run counts. `data` is where the task's rows are. LabError for an id that is in no pool, or no pool.
+    "rewards"}}]}. Pools of a run with a price on KL are called after it, as in "vpo_kl0.03". Of pools with one name that
+    of the first run counts. `data` is where the task's rows are. LabError if there is no pool, or an id is not in one.
     """
     pools: dict[str, Pool] = {}
     for run in runs:
