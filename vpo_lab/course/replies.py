@@ -31,7 +31,7 @@ def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str =
     """Write the first candidates of the runs' pools for some requests to `out`, and return it.
 
     The file holds {"task", "objectives", "meanings", "requests": [{"id", "text", "sets": pool -> {"answers",
-    "rewards"}}]}. Pools of a run with a price on KL are called after it, as in "vpo_kl0.03". Of pools with one name that
+    "rewards"}}]}. Pools of runs with a price on KL are called after it, as in "vpo_kl0.03". Of pools with one name that
     of the first run counts. `data` is where the task's rows are. LabError if there is no pool, or an id is not in one.
     """
     pools: dict[str, Pool] = {}
