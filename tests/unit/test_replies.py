@@ -55,6 +55,11 @@ def test_equal_replies_are_counted_on_the_page(run, tmp_path):
     page = write_replies(saved, tmp_path / "replies.md").read_text(encoding="utf-8")
     grpo = page[page.index("GRPO") : page.index("VPO: 3")]
     assert "12 ×" in grpo and "12 answers, 1 different" in grpo
+    means, told = (
+        Pool.load(run.pool("vpo")).scalar_NCM[:, :, 0].mean(),
+        re.search(r"^\| VPO \| (\.?[\d.]+) ", page, re.MULTILINE),
+    )
+    assert float(told[1]) == pytest.approx(means, abs=0.006)
 
 
 def test_a_request_that_the_pools_do_not_hold_is_refused_by_name(run, tmp_path):

@@ -15,15 +15,20 @@ from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool
+from vpo_lab.search.summary import describe
 from vpo_lab.show.side_by_side import side_by_side
+from vpo_lab.show.style import method_label
 from vpo_lab.tasks import get_task
 
 SHOWN = {"sft": 12, "grpo": 12, "best_of_set": 3, "vpo": 3}  # pool -> how many of its first candidates are kept
 
 HEAD = """# Replies side by side
 
-{about} The requests were chosen before their replies were read; the replies are the first that each policy gave.
-A policy that is trained on single answers shows twelve, one trained on sets shows one set.
+{about} The table is over all requests that were held out: `mean [low, high]`, a 95% interval
+over requests. *EUM* is the set reward of k replies, and *different replies* the share of different texts among all.
+
+Below it are a few requests. They were chosen before their replies were read, and the replies are the first that each
+policy gave. A policy that is trained on single answers shows twelve, one trained on sets shows one set.
 """
 
 
@@ -31,8 +36,9 @@ def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str =
     """Write the first candidates of the runs' pools for some requests to `out`, and return it.
 
     The file holds {"task", "objectives", "meanings", "requests": [{"id", "text", "sets": pool -> {"answers",
-    "rewards"}}]}. Pools of runs with a price on KL are called after it, as in "vpo_kl0.03". Of pools with one name that
-    of the first run counts. `data` is where the task's rows are. LabError if there is no pool, or an id is not in one.
+    "rewards"}}]}, and of all requests "policies": pool -> `search.summary.describe`. Pools of runs with a price on KL
+    are called after it, as in "vpo_kl0.03". Of pools with one name that of the first run counts. `data` is where the
+    task's rows are. LabError if there is no pool, or an id is not in one.
     """
     pools: dict[str, Pool] = {}
     for run in runs:
@@ -60,14 +66,32 @@ def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str =
             sets[name] = {"answers": answers, "rewards": rewards}
         requests.append({"id": one, "text": text[one], "sets": sets})
     about = {"task": task.name, "objectives": list(first.objectives), "meanings": getattr(task, "meanings", {})}
-    write_json(out, {**about, "about": getattr(task, "about", ""), "requests": requests})
+    most = min(pool.rewards_NCMD[0, :, :, 0].size for pool in pools.values())
+    policies = {name: describe(pool, (1, 3, most)) for name, pool in pools.items()}
+    write_json(
+        out, {**about, "about": getattr(task, "about", ""), "policies": policies, "most": most, "requests": requests}
+    )
     return out
+
+
+def _measured(found: dict) -> str:
+    """A table of all requests: a row for each policy, `mean [low, high]` over requests."""
+    most, rows = str(found["most"]), []
+    for name, one in found["policies"].items():
+        cells = {"first reply, mean": one["k"]["1"]["best"]}
+        cells |= {f"EUM, k = {k}": one["k"][k]["eum"] for k in ("3", most)}
+        cells |= one["objectives"] | {"different replies": one["distinct_answers"]}
+        rows.append(
+            {"policy": method_label(name)} | {key: "{:.2f} [{:.2f}, {:.2f}]".format(*v) for key, v in cells.items()}
+        )
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def write_replies(saved: Path, out: Path) -> Path:
     """Write a page of tables, one for each request of a file of `save_replies`; return its path."""
     found = read_json(saved)
-    parts = [HEAD.format(about=found["about"])]
+    parts = [HEAD.format(about=found["about"]), _measured(found)]
     for request in found["requests"]:
         sets = {name: (one["answers"], np.array(one["rewards"], dtype=float)) for name, one in request["sets"].items()}
         parts.append(f"## {request['text']}\n\n{side_by_side('', sets, found['objectives']).html}\n")
