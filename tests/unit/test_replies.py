@@ -53,13 +53,22 @@ def test_the_file_keeps_the_first_candidates_with_their_rewards_and_the_request(
 def test_equal_replies_are_counted_on_the_page(run, tmp_path):
     saved = save_replies([run], [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
     page = write_replies(saved, tmp_path / "replies.md").read_text(encoding="utf-8")
-    grpo = page[page.index("GRPO") : page.index("VPO: 3")]
-    assert "12 ×" in grpo and "12 answers, 1 different" in grpo
+    grpo = page[page.index("|  | GRPO |") : page.index("|  | VPO |")]
+    assert grpo.count("12 ×") == 1 and grpo.count(" × |") == 1
     means, told = (
         Pool.load(run.pool("vpo")).scalar_NCM[:, :, 0].mean(),
         re.search(r"^\| VPO \| (\.?[\d.]+) ", page, re.MULTILINE),
     )
     assert float(told[1]) == pytest.approx(means, abs=0.006)
+
+
+def test_what_a_model_wrote_cannot_break_the_page(run, tmp_path):
+    saved = save_replies([run], [Pool.load(run.pool("grpo")).ids[0]], tmp_path / "replies.json")
+    found = read_json(saved)
+    found["requests"][0]["sets"]["vpo"]["answers"] = ["a | b\n# c", "<script>", ""]
+    write_json(saved, found)
+    page = write_replies(saved, tmp_path / "replies.md").read_text(encoding="utf-8")
+    assert "a \\| b \\# c" in page and "<script>" not in page and "*no reply*" in page
 
 
 def test_a_request_that_the_pools_do_not_hold_is_refused_by_name(run, tmp_path):

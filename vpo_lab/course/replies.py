@@ -6,7 +6,9 @@ others. The page and the explorer are made of that file alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool
 from vpo_lab.search.summary import describe
-from vpo_lab.show.side_by_side import side_by_side
+from vpo_lab.show.side_by_side import rows_of
 from vpo_lab.show.style import method_label
 from vpo_lab.tasks import get_task
 
@@ -28,7 +30,8 @@ HEAD = """# Replies side by side
 over requests. *EUM* is the set reward of k replies, and *different replies* the share of different texts among all.
 
 Below it are a few requests. They were chosen before their replies were read, and the replies are the first that each
-policy gave. A policy that is trained on single answers shows twelve, one trained on sets shows one set.
+policy gave: twelve where single answers are trained, one set where sets are. In bold: nothing of the set is better for
+this judge.
 """
 
 
@@ -74,6 +77,17 @@ def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str =
     return out
 
 
+def write_replies(saved: Path, out: Path) -> Path:
+    """Write a page of tables, one of all policies and one for each request and policy; return its path."""
+    found = read_json(saved)
+    parts = [HEAD.format(about=found["about"]), _measured(found)]
+    for request in found["requests"]:
+        parts.append(f"## {_plain(request['text'])}\n")
+        parts += [_replies(name, one, found["objectives"]) for name, one in request["sets"].items()]
+    write_bytes(out, "\n".join(parts).encode())
+    return out
+
+
 def _measured(found: dict) -> str:
     """A table of all requests: a row for each policy, `mean [low, high]` over requests."""
     most, rows = str(found["most"]), []
@@ -81,19 +95,26 @@ def _measured(found: dict) -> str:
         cells = {"first reply, mean": one["k"]["1"]["best"]}
         cells |= {f"EUM, k = {k}": one["k"][k]["eum"] for k in ("3", most)}
         cells |= one["objectives"] | {"different replies": one["distinct_answers"]}
-        rows.append(
-            {"policy": method_label(name)} | {key: "{:.2f} [{:.2f}, {:.2f}]".format(*v) for key, v in cells.items()}
-        )
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        texts = {key: "{:.2f} [{:.2f}, {:.2f}]".format(*interval) for key, interval in cells.items()}
+        rows.append({"policy": method_label(name)} | texts)
+    return _markdown([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def write_replies(saved: Path, out: Path) -> Path:
-    """Write a page of tables, one for each request of a file of `save_replies`; return its path."""
-    found = read_json(saved)
-    parts = [HEAD.format(about=found["about"]), _measured(found)]
-    for request in found["requests"]:
-        sets = {name: (one["answers"], np.array(one["rewards"], dtype=float)) for name, one in request["sets"].items()}
-        parts.append(f"## {request['text']}\n\n{side_by_side('', sets, found['objectives']).html}\n")
-    write_bytes(out, "\n".join(parts).encode())
-    return out
+def _replies(name: str, found: dict, objectives: Sequence[str]) -> str:
+    """A table of one policy's replies to one request: equal ones share a row; bold: no reply of the set is better."""
+    rows = rows_of(found["answers"], np.array(found["rewards"], dtype=float))
+    lines = [["", method_label(name), *objectives]]
+    for row in rows:
+        marks = [f"**{v:.2f}**" if won else f"{v:.2f}" for v, won in zip(row.rewards_D, row.won_D, strict=True)]
+        lines.append([f"{row.count} ×", _plain(row.answer) or "*no reply*", *marks])
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    marked = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in marked) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return model-written text that cannot break a table or a page."""
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escape(" ".join(text.split()), quote=False))

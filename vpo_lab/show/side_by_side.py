@@ -51,6 +51,37 @@ def side_by_side(
     )
 
 
+@dataclass(frozen=True)
+class Row:
+    """Hold equal answers of a set: how many they are, their rewards (D,), and in which objectives none is better."""
+
+    answer: str
+    count: int
+    rewards_D: np.ndarray
+    won_D: np.ndarray
+
+
+def rows_of(answers: Sequence[str], rewards: np.ndarray) -> list[Row]:
+    """Group the equal answers of a set, the most frequent first. An objective in which all are equal is won by none.
+
+    rewards: (M, D), NaN where not asked. LabError if it has another shape.
+    """
+    rewards_MD = np.asarray(rewards, dtype=float)
+    if not len(answers) or rewards_MD.ndim != 2 or len(rewards_MD) != len(answers):
+        raise LabError(f"{len(answers)} answers, rewards of shape {rewards_MD.shape}: expected (M, D), M above 0")
+    groups: dict[str, list[int]] = {}
+    for number, answer in enumerate(answers):
+        groups.setdefault(answer, []).append(number)
+    best_D, worst_D = rewards_MD.max(axis=0), rewards_MD.min(axis=0)
+    rows = []
+    for answer, numbers in groups.items():
+        # A lost judgement can make equal answers differ for once: the mean of a group stands for it.
+        rewards_D = rewards_MD[numbers].mean(axis=0)
+        won_D = (rewards_D >= best_D - _SAME) & (best_D > worst_D + _SAME)
+        rows.append(Row(answer, len(numbers), rewards_D, won_D))
+    return sorted(rows, key=lambda row: -row.count)
+
+
 def _table(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: list[str], most: int) -> str:
     rewards_MD = np.asarray(rewards, dtype=float)
     if not len(answers) or rewards_MD.shape != (len(answers), len(objectives)):
@@ -58,27 +89,20 @@ def _table(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: l
             f"set {name!r}: {len(answers)} answers, rewards of shape {rewards_MD.shape}: "
             f"expected (M, {len(objectives)})"
         )
-    groups: dict[str, list[int]] = {}
-    for number, answer in enumerate(answers):
-        groups.setdefault(answer, []).append(number)
-    # A lost judgement can make equal answers differ for once: the mean of a group stands for it.
-    rows = [(answer, len(numbers), rewards_MD[numbers].mean(axis=0)) for answer, numbers in groups.items()]
-    rows.sort(key=lambda row: -row[1])
-    best_D, worst_D = rewards_MD.max(axis=0), rewards_MD.min(axis=0)
+    rows = rows_of(answers, rewards_MD)
     head = "".join(f'<th style="text-align:left;{_CELL}">{escape(text)}</th>' for text in ("", "answer", *objectives))
     body = []
-    for answer, count, rewards_D in rows[:most]:
-        won_D = (rewards_D >= best_D - _SAME) & (best_D > worst_D + _SAME)
-        best_for = ", ".join(objective for objective, won in zip(objectives, won_D, strict=True) if won)
-        cells = [f"{count} ×" if count > 1 else "", escape(answer) or "<i>no answer</i>"]
-        cells += [_mark(value, d, won) for d, (value, won) in enumerate(zip(rewards_D, won_D, strict=True))]
+    for row in rows[:most]:
+        best_for = ", ".join(objective for objective, won in zip(objectives, row.won_D, strict=True) if won)
+        cells = [f"{row.count} ×" if row.count > 1 else "", escape(row.answer) or "<i>no answer</i>"]
+        cells += [_mark(value, d, won) for d, (value, won) in enumerate(zip(row.rewards_D, row.won_D, strict=True))]
         body.append(_row([*cells, escape(best_for)]))
     if len(rows) > most:
-        rest = sum(count for _, count, _ in rows[most:])
+        rest = sum(row.count for row in rows[most:])
         body.append(_row(["", f"<i>{rest} more answers</i>", *[""] * len(objectives), ""]))
-    body.append(_row(["", "<b>best of the set</b>", *(f"<b>{_number(value)}</b>" for value in best_D), ""]))
+    body.append(_row(["", "<b>best of the set</b>", *(f"<b>{_number(v)}</b>" for v in rewards_MD.max(axis=0)), ""]))
     return (
-        f"<h4>{escape(method_label(name))}: {len(answers)} answers, {len(groups)} different</h4>"
+        f"<h4>{escape(method_label(name))}: {len(answers)} answers, {len(rows)} different</h4>"
         f'<table style="border-collapse:collapse"><thead><tr>{head}<th style="text-align:left;{_CELL}">best for</th>'
         f"</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
