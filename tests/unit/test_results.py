@@ -299,6 +299,11 @@ def test_the_tables_of_a_run():
 
 def test_rounding_noise_decides_nothing():
     assert list(results.verdicts(summary()).iloc[0]) == ["behind", "undecided"]
+    same = summary()
+    for by_k in same["paired_differences"].values():
+        for at in by_k.values():
+            at.update(dict.fromkeys(at, [0.0, 0.0, 0.0]))
+    assert results.verdicts(same).empty, "nothing to tell where all are equal"
 
 
 def test_the_summary_is_printed_and_what_was_stopped_is_told(tmp_path, capsys):

@@ -408,7 +408,8 @@ def verdicts(summary: Mapping) -> pd.DataFrame:
         for metric in next(iter(by_k.values()))
         if any(any(at[metric]) for at in by_k.values())
     }
-    return pd.DataFrame(words.values(), pd.MultiIndex.from_tuples(words, names=["paired over requests", "metric"]))
+    pairs = list(zip(*words, strict=True)) or [[], []]
+    return pd.DataFrame(words.values(), pd.MultiIndex.from_arrays(pairs, names=["paired over requests", "metric"]))
 
 
 def print_summary(path: Path) -> None:
