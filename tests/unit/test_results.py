@@ -302,7 +302,7 @@ def test_rounding_noise_decides_nothing():
     same = summary()
     for by_k in same["paired_differences"].values():
         for at in by_k.values():
-            at.update(dict.fromkeys(at, [0.0, 0.0, 0.0]))
+            at.update({metric: [0.0, 0.0, 0.0] for metric in at})
     assert results.verdicts(same).empty, "nothing to tell where all are equal"
 
 
