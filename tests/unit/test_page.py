@@ -18,13 +18,13 @@ from vpo_lab.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, EXPERIMENT = ROOT / "results" / "tiny", ROOT / "results" / "experiment"
-CODE, OPTIMA = ROOT / "results" / "code", ROOT / "results" / "optima.json"
+CODE, OPTIMA, REPLIES = (ROOT / "results" / name for name in ("code", "optima.json", "replies.json"))
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("page") / "explorer.html"
-    return write_explorer(RESULTS, EXPERIMENT, out, CODE, OPTIMA).read_text(encoding="utf-8")
+    return write_explorer(RESULTS, EXPERIMENT, out, CODE, OPTIMA, REPLIES).read_text(encoding="utf-8")
 
 
 def data_of(page: str) -> dict:
@@ -44,7 +44,7 @@ def test_the_page_is_small_and_loads_nothing(page):
 
 
 def test_the_page_holds_the_saved_sets(page):
-    mazes, code, judges, calls = data_of(page)["worlds"]
+    mazes, code, judges, replies, calls = data_of(page)["worlds"]
     names = [one["name"] for one in calls["requests"][0]["sets"]]
     paths = [path for path in (RESULTS / "pools").iterdir() if path.name != "sft_chain.json.gz"]
     assert len(names) == len(set(names)) == len(paths)
@@ -59,7 +59,10 @@ def test_the_page_holds_the_saved_sets(page):
     for request, sets in zip(code["requests"], examples.values(), strict=True):
         assert request["sets"][-1]["rewards"] == sets["vpo"]["rewards"]
     assert "No model wrote these" in judges["about"]
-    for world in (mazes, code, judges, calls):
+    for request, saved in zip(replies["requests"], read_json(REPLIES)["requests"], strict=True):
+        assert request["sets"][1]["answers"] == saved["sets"]["grpo"]["answers"][:3]
+        assert [one["name"] for one in request["sets"] if not one["apart"]] == ["SFT", "GRPO, KL 0.03", "VPO, KL 0.03"]
+    for world in (mazes, code, judges, replies, calls):
         assert all(world["meanings"]) and len(world["meanings"]) == len(world["objectives"])
 
 
