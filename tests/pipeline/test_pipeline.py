@@ -72,3 +72,17 @@ def test_killed_twice_gives_the_same_results(straight, tmp_path):
         assert not (run / "summary.json").exists()
     finish(start(run, calls, *short))
     assert results(run) == results(straight[0])
+
+
+def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight, tmp_path):
+    run, calls = tmp_path / "run", tmp_path / "calls.txt"
+    short = ("--set", "maze=", "--set", "code=", "--set", "judges=")
+    output = finish(start(run, calls, *short, "--max-hours", "1e-6"))
+    assert "vpo was stopped after 1 of 4 steps" in output
+    summary = results(run)
+    assert summary["stopped"] == {"grpo": "1 of 4 steps", "vpo": "1 of 4 steps"}
+    assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}  # evaluated as far as it came
+    assert "already done: 00, 01, 02, 03, 04, 05\n" in finish(start(run, calls, *short, "--max-hours", "0"))
+    assert results(run) == summary
+    assert "already done: 00, 01, 02\n" in finish(start(run, calls, *short))
+    assert results(run) == results(straight[0])

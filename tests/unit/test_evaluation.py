@@ -366,3 +366,11 @@ def test_sampling_a_pool_draws_whole_chains_and_scores_every_answer(monkeypatch,
         assert row["prompt"][-1]["content"] in prompt
     assert options["max_new_tokens"] == m * SMOKE.policy.max_answer_tokens
     assert options["seed"] != 5
+
+
+def test_a_policy_of_vpo_can_be_asked_for_one_answer():
+    from vpo_lab.search.pool import asked_for
+
+    profile = get_profile("tiny")
+    assert asked_for(profile, "vpo_single", "vpo")[1:] == ("vpo", 1, False)
+    assert asked_for(profile, "vpo")[1:] == ("vpo", profile.rl.candidates, False)

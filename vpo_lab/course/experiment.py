@@ -235,9 +235,6 @@ class Job:
             for pool in self.pools:
                 name, at, temperature = pool.partition("@")
                 asked = profile.with_overrides({"evaluation.temperature": float(temperature)} if at else {})
-                if pool == "vpo_single":
-                    evaluate(asked, "vpo", run, self.seed, method="grpo", suffix="_single")
-                    continue
                 for measure in (evaluate, study) if pool in self.searched else (evaluate,):
                     measure(asked, name, run, self.seed, method=method, suffix=pool[len(name) :])
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vpo_lab.course.results import cell
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
 from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool
 from vpo_lab.search.summary import describe
-from vpo_lab.show.side_by_side import rows_of
+from vpo_lab.show.side_by_side import number, rows_of
 from vpo_lab.show.style import method_label
 from vpo_lab.tasks import get_task
 
@@ -49,7 +50,8 @@ def save_replies(runs: Sequence[Run], ids: Sequence[str], out: Path, data: str =
         for name in SHOWN:
             if run.pool(name).exists():
                 price = kept.get("rl.kl", 0) if name != "sft" else 0
-                pools.setdefault(f"{name}_kl{price:g}" if price else name, Pool.load(run.pool(name)))
+                if (called := f"{name}_kl{price:g}" if price else name) not in pools:
+                    pools[called] = Pool.load(run.pool(name))
     if not pools:
         raise LabError(f"{' and '.join(map(str, runs))} hold no pool of candidates: train and evaluate first")
     first = next(iter(pools.values()))
@@ -95,17 +97,17 @@ def _measured(found: dict) -> str:
         cells = {"first reply, mean": one["k"]["1"]["best"]}
         cells |= {f"EUM, k = {k}": one["k"][k]["eum"] for k in ("3", most)}
         cells |= one["objectives"] | {"different replies": one["distinct_answers"]}
-        texts = {key: "{:.2f} [{:.2f}, {:.2f}]".format(*interval) for key, interval in cells.items()}
+        texts = {key: cell(*interval, ".2f") for key, interval in cells.items()}
         rows.append({"policy": method_label(name)} | texts)
     return _markdown([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _replies(name: str, found: dict, objectives: Sequence[str]) -> str:
     """A table of one policy's replies to one request: equal ones share a row; bold: no reply of the set is better."""
-    rows = rows_of(found["answers"], np.array(found["rewards"], dtype=float))
+    rows = rows_of(name, found["answers"], np.array(found["rewards"], dtype=float), objectives)
     lines = [["", method_label(name), *objectives]]
     for row in rows:
-        marks = [f"**{v:.2f}**" if won else f"{v:.2f}" for v, won in zip(row.rewards_D, row.won_D, strict=True)]
+        marks = [f"**{number(v)}**" if won else number(v) for v, won in zip(row.rewards_D, row.won_D, strict=True)]
         lines.append([f"{row.count} ×", _plain(row.answer) or "*no reply*", *marks])
     return _markdown(lines)
 

@@ -100,8 +100,8 @@ def pool_names(profile: Profile) -> list[str]:
 def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = "", suffix: str = "") -> Pool:
     """Return the pool of one policy on the rows of the evaluation: sampled and saved, or loaded if it is there.
 
-    `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M; else it is the
-    folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
+    `name` "sft" asks the SFT policy for one answer at a time, "sft_chain" for M, "vpo_single" VPO's for one; else it
+    is the folder of a trained policy, and `method` how it was trained (its name, if empty). `suffix` tells
     pools of one policy apart.
     """
     path = run.pool(name + suffix)
@@ -119,9 +119,12 @@ def evaluate(profile: Profile, name: str, run: Run, seed: int, *, method: str = 
 
 def asked_for(profile: Profile, name: str, method: str = "") -> tuple[Task, str, int, bool]:
     """Return (task, folder of the policy, answers per rollout, does the prompt state a goal) of a pool's name."""
-    stage = "sft" if name == "sft_chain" else name
+    stage = {"sft_chain": "sft", "vpo_single": "vpo"}.get(name, name)
     method = method or name
-    m = profile.rl.candidates if name == "sft_chain" else 1 if name == "sft" else answers_per_rollout(profile, method)
+    if name in ("sft", "vpo_single"):
+        m = 1
+    else:
+        m = profile.rl.candidates if name == "sft_chain" else answers_per_rollout(profile, method)
     return get_task(profile.task), stage, m, method in METHODS and METHODS[method].states_goal
 
 

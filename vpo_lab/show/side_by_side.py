@@ -61,14 +61,17 @@ class Row:
     won_D: np.ndarray
 
 
-def rows_of(answers: Sequence[str], rewards: np.ndarray) -> list[Row]:
+def rows_of(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: Sequence[str]) -> list[Row]:
     """Group the equal answers of a set, the most frequent first. An objective in which all are equal is won by none.
 
-    rewards: (M, D), NaN where not asked. LabError if it has another shape.
+    rewards: (M, D), NaN where not asked. LabError that names the set if they have another shape.
     """
     rewards_MD = np.asarray(rewards, dtype=float)
-    if not len(answers) or rewards_MD.ndim != 2 or len(rewards_MD) != len(answers):
-        raise LabError(f"{len(answers)} answers, rewards of shape {rewards_MD.shape}: expected (M, D), M above 0")
+    if not len(answers) or rewards_MD.shape != (len(answers), len(objectives)):
+        raise LabError(
+            f"set {name!r}: {len(answers)} answers, rewards of shape {rewards_MD.shape}: "
+            f"expected (M, {len(objectives)})"
+        )
     groups: dict[str, list[int]] = {}
     for number, answer in enumerate(answers):
         groups.setdefault(answer, []).append(number)
@@ -83,13 +86,8 @@ def rows_of(answers: Sequence[str], rewards: np.ndarray) -> list[Row]:
 
 
 def _table(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: list[str], most: int) -> str:
-    rewards_MD = np.asarray(rewards, dtype=float)
-    if not len(answers) or rewards_MD.shape != (len(answers), len(objectives)):
-        raise LabError(
-            f"set {name!r}: {len(answers)} answers, rewards of shape {rewards_MD.shape}: "
-            f"expected (M, {len(objectives)})"
-        )
-    rows = rows_of(answers, rewards_MD)
+    rows = rows_of(name, answers, rewards, objectives)
+    best_D = np.asarray(rewards, dtype=float).max(axis=0)
     head = "".join(f'<th style="text-align:left;{_CELL}">{escape(text)}</th>' for text in ("", "answer", *objectives))
     body = []
     for row in rows[:most]:
@@ -100,7 +98,7 @@ def _table(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: l
     if len(rows) > most:
         rest = sum(row.count for row in rows[most:])
         body.append(_row(["", f"<i>{rest} more answers</i>", *[""] * len(objectives), ""]))
-    body.append(_row(["", "<b>best of the set</b>", *(f"<b>{_number(v)}</b>" for v in rewards_MD.max(axis=0)), ""]))
+    body.append(_row(["", "<b>best of the set</b>", *(f"<b>{number(value)}</b>" for value in best_D), ""]))
     return (
         f"<h4>{escape(method_label(name))}: {len(answers)} answers, {len(rows)} different</h4>"
         f'<table style="border-collapse:collapse"><thead><tr>{head}<th style="text-align:left;{_CELL}">best for</th>'
@@ -113,14 +111,15 @@ def _row(cells: Sequence[str]) -> str:
     return f"<tr>{inner}</tr>"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a reward in two decimals, a dash where it is NaN."""
     return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 def _mark(value: float, objective: int, won: bool) -> str:
     """Return a reward as a number over a bar, bold where it is the best of the set."""
     if np.isnan(value):
-        return _number(value)
-    number = f"<b>{_number(value)}</b>" if won else _number(value)
+        return number(value)
+    told = f"<b>{number(value)}</b>" if won else number(value)
     bar = f"height:4px;width:{3 * min(1.0, max(0.0, value)):.2f}em;background:{candidate_color(objective)}"
-    return f'{number}<div style="{bar}"></div>'
+    return f'{told}<div style="{bar}"></div>'
