@@ -1,8 +1,11 @@
 """What several test files share: the options of this suite, and ToolRL's real rows."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads can be far slower than one
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "toolrl"
 

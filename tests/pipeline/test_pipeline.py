@@ -55,28 +55,25 @@ def test_finished_work_is_not_repeated(straight):
     assert "already done: 00, 01, 02, 03, 04, 05, 06, 07" in output
 
 
-def test_killed_twice_gives_the_same_results(straight, tmp_path):
-    """Once while SFT trains, once while GRPO and VPO do; nothing is waited for by the clock alone."""
-    run, calls = tmp_path / "run", tmp_path / "calls.txt"
-    short = ("--set", "maze=", "--set", "code=", "--set", "judges=")
-    for sign in ("sft/log.jsonl", "*/checkpoints/checkpoint-2/sealed.json"):
-        process = start(run, calls, *short)
-        deadline = time.monotonic() + 900
-        while not list(run.glob(sign if sign.startswith("sft") else f"vpo{sign[1:]}")):
-            assert process.poll() is None, process.communicate()[0][-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        time.sleep(3)  # kernels notice that their parent is gone
-        assert not (run / "summary.json").exists()
-    finish(start(run, calls, *short))
-    assert results(run) == results(straight[0])
+def kill_at(sign: str, run: Path, process) -> None:
+    """Kill a run once a file matches `sign`: nothing is waited for by the clock alone."""
+    deadline = time.monotonic() + 900
+    while not list(run.glob(sign)):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(3)  # kernels notice that their parent is gone
 
 
-def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight, tmp_path):
+def test_killed_ended_by_its_hours_and_killed_again_gives_the_same_results(straight, tmp_path):
+    """Killed while SFT trains, stopped after a step of RL with a summary, killed while it goes on, and finished."""
     run, calls = tmp_path / "run", tmp_path / "calls.txt"
     short = ("--set", "maze=", "--set", "code=", "--set", "judges=")
+    kill_at("sft/log.jsonl", run, start(run, calls, *short))
+    assert not (run / "summary.json").exists()
+
     output = finish(start(run, calls, *short, "--max-hours", "1e-6"))
     assert "vpo was stopped after 1 of 4 steps" in output
     summary = results(run)
@@ -84,5 +81,7 @@ def test_hours_end_the_training_with_a_summary_and_a_longer_run_goes_on(straight
     assert set(summary["methods"]) == {"sft", "sft_chain", "grpo", "vpo"}  # evaluated as far as it came
     assert "already done: 00, 01, 02, 03, 04, 05\n" in finish(start(run, calls, *short, "--max-hours", "0"))
     assert results(run) == summary
-    assert "already done: 00, 01, 02\n" in finish(start(run, calls, *short))
+
+    kill_at("vpo/checkpoints/checkpoint-2/sealed.json", run, start(run, calls, *short))
+    assert "already done: 00, 01, 02" in finish(start(run, calls, *short))
     assert results(run) == results(straight[0])
