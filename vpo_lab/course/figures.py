@@ -262,18 +262,21 @@ def _exact_and_trained(tables: Tables, world: str, k: int) -> dict[str, dict[str
 
 
 def _along(tables: Tables, world: str) -> dict[str, dict[str, np.ndarray]]:
-    """Proxy and truth of a rollout along the training at the lowest price, over seeds: for `show.proxy_and_truth`."""
+    """Proxy and truth of a rollout against the KL spent, at the lowest price: for `show.proxy_and_truth`.
+
+    Steps of about the same KL, within half a nat, make one point of each seed: seeds find a flaw at different
+    steps. The band goes from the least seed to the most.
+    """
     rows = tables["curves"].query("world == @world and price > 0 and not doubted")
+    rows = rows.assign(kl=(rows.kl_answer * 2).round() / 2)
     runs = {}
     for method in PRICED:
         mine = rows[rows.method == method]
-        mine = mine[mine.price == mine.price.min()].groupby("step")
+        mine = mine[mine.price == mine.price.min()].groupby(["kl", "seed"])[["set_reward", "truth"]].mean()
         if len(mine):
-            bands = {
-                kind: mine[column].agg(["mean", "min", "max"]).to_numpy()
-                for kind, column in (("proxy", "set_reward"), ("truth", "truth"))
-            }
-            runs[method] = {"kl": mine.kl_answer.mean().to_numpy(), **bands}
+            points = mine.groupby("kl").agg(["mean", "min", "max"])
+            bands = {kind: points[name].to_numpy() for kind, name in (("proxy", "set_reward"), ("truth", "truth"))}
+            runs[method] = {"kl": points.index.to_numpy(), **bands}
     return runs
 
 
