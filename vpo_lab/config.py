@@ -295,7 +295,7 @@ TINY_CHAIN = replace(
     name="tiny_chain",
     task="tiny_chain",
     sft=replace(TINY.sft, steps=400, learning_rate=2e-3),
-    # At 4e-4 VPO got worse, see docs/hops.md.
+    # At 4e-4 VPO got worse in a pilot on one seed.
     rl=replace(TINY.rl, steps=200, learning_rate=2e-4, schedule="constant_with_warmup", warmup_steps=20),
     minutes="5 to 10 minutes on two CPU cores",
 )
