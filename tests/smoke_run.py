@@ -1,10 +1,12 @@
-"""`vpo-lab run` under the smoke profile, in a process of its own and without a network."""
+"""`vpo-lab run` under the smoke profile, in a process of its own and without a network; how a run is ended."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -24,6 +26,18 @@ def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-3000:]
     return output
+
+
+def kill_at(sign: str, run: Path, process: subprocess.Popen) -> None:
+    """Kill a run once a file matches `sign`: nothing is waited for by the clock alone."""
+    deadline = time.monotonic() + 900
+    while not list(run.glob(sign)):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(3)  # kernels notice that their parent is gone
 
 
 def results(run: Path) -> dict:

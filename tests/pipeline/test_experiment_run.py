@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from smoke_run import finish
 
 
 def start(folder, *arguments: str) -> subprocess.Popen:
@@ -17,12 +18,6 @@ def start(folder, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output[-3000:]
-    return output
 
 
 def test_a_killed_experiment_goes_on_and_its_csv_files_are_complete(tmp_path):

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from small_qwen3 import build_model, copy_rows
+from smoke_run import finish, kill_at
 
 from vpo_lab.files import read_json
 from vpo_lab.runs import EVAL_LOG, read_log
@@ -58,20 +57,10 @@ def root(toolrl_dir, tmp_path_factory) -> Path:
     (root / "data").mkdir()
     copy_rows(toolrl_dir, root / "data")
     build_model(root / "data", root / "model")
-    process, deadline = start(root), time.monotonic() + 900
-    while not (root / "run/vpo/checkpoints/checkpoint-1/sealed.json").exists():
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    time.sleep(3)  # kernels notice that their parent is gone
+    kill_at("vpo/checkpoints/checkpoint-1/sealed.json", root / "run", start(root))
     (root / "log_at_the_kill.jsonl").write_bytes((root / "run/vpo/log.jsonl").read_bytes())
     (root / "last_checkpoint").write_text(str(max(len(list((root / "run/vpo/checkpoints").glob("*/sealed.json"))), 1)))
-    again = start(root)
-    output, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, output[-3000:]
-    (root / "output.txt").write_text(output)
+    (root / "output.txt").write_text(finish(start(root)))
     return root
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile_programs import CHEATS, HOSTILE, LOOPS
+from tests.waiting import alive, until
 from vpo_lab.errors import LabError
 from vpo_lab.tasks.code import sandbox as sandboxes
 from vpo_lab.tasks.code.sandbox import available, open_sandbox
@@ -205,13 +206,6 @@ def servers(parent: int, name: str) -> list[int]:
     return found
 
 
-def until(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(condition())
-
-
 def test_a_dead_server_is_replaced_and_nothing_is_lost(fork):
     assert calls(fork, "return x", 1) == ["1"]
     before = servers(os.getpid(), "fork_server.py")
@@ -277,13 +271,6 @@ sandbox.call("def f(x):\\n    while True: pass", "f", ["[1]"], {4 if backend == 
     parent.kill()
     parent.wait()
     assert until(lambda: not [pid for pid in born if alive(pid)], 30)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 # --- Which back end --------------------------------------------------------------------------------

@@ -73,8 +73,8 @@ def rows_of(name: str, answers: Sequence[str], rewards: np.ndarray, objectives: 
             f"expected (M, {len(objectives)})"
         )
     groups: dict[str, list[int]] = {}
-    for number, answer in enumerate(answers):
-        groups.setdefault(answer, []).append(number)
+    for m, answer in enumerate(answers):
+        groups.setdefault(answer, []).append(m)
     best_D, worst_D = rewards_MD.max(axis=0), rewards_MD.min(axis=0)
     rows = []
     for answer, numbers in groups.items():
