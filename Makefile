@@ -94,7 +94,7 @@ base:  ## `pip install .` alone into an empty environment, and VPO's reward in i
 		print(*METHODS, SetReward([long], candidates=2)(['a prompt'], [join_chain(['abc', 'de'])]))"
 
 beside: setup  ## does the package install beside other people's trainers? Resolves, installs nothing
-	for other in trl==1.16.0 verl==0.9.1 ms-swift==4.6.0 axolotl; do \
+	for other in trl==1.16.0 verl==0.9.1 ms-swift==4.6.0 axolotl==0.19.0; do \
 		$(BIN)/pip install --quiet --dry-run --ignore-installed . "$$other" && echo "$$other: yes" || exit 1; done
 
 # Root on Debian gets a browser; elsewhere the tests take the one there is, or skip and say so.
@@ -133,7 +133,7 @@ bench: setup  ## scorer, set reward, advantages, their share of a training step,
 figures: setup  ## redraw figures/ from results/, without training
 	$(BIN)/vpo-lab figures
 
-report: setup  ## execute results/report.ipynb and write the tables of the README pages, without training
+report: setup  ## execute results/report.ipynb and write the tables of the README and docs pages, without training
 	$(BIN)/vpo-lab report
 
 explorer: setup  ## build docs/explorer.html from results/: the weights to turn, in any browser

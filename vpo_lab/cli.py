@@ -191,7 +191,7 @@ def figures(
 
 @app.command()
 def report() -> None:
-    """Execute results/report.ipynb, which holds all tables, and write those of README.md and results/README.md."""
+    """Execute results/report.ipynb, which holds all tables, and write those of the README and docs pages."""
     from vpo_lab.course.notebooks import write_report
 
     for path in write_report():
@@ -209,7 +209,7 @@ def explorer(
     out: Annotated[str, typer.Option(help="The page, one file.")] = "docs/explorer.html",
     picture: Annotated[str, typer.Option(help="A PNG of the page, taken with Chromium.")] = "",
 ) -> None:
-    """Build the page on which anyone can turn the weights in a browser, without a kernel."""
+    """Build the page on which anyone can weigh the objectives in a browser, without a kernel."""
     from vpo_lab.course.page import take_picture, write_explorer, write_optima
 
     if draw_optima:

@@ -169,8 +169,8 @@ def prefix_rewards(batch, rng, search_k, weight_draws, alpha, diversity) -> tupl
 def answer_advantages(prefix_reward_PGN: np.ndarray, others_PG: np.ndarray) -> np.ndarray:
     """Scale the credit of every answer: (P, G, M + 1) rewards of the first 0..M answers -> (P, G, M).
 
-    Scaled to a mean square of 1 over the batch: with a scale of its own for every group and answer,
-    those would explode where all sets of a group earn the same.
+    One scale for the batch gives a mean square of 1. A scale per group and answer would
+    explode where all sets of a group earn the same.
     """
     advantages_PGM = answer_credit(prefix_reward_PGN, others_PG)
     scale = np.sqrt((advantages_PGM**2).mean())

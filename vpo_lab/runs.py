@@ -135,7 +135,7 @@ class Stage(Folder):
 
     @contextmanager
     def sampling(self) -> Iterator[Callable[[], None]]:
-        """Leave a sign of life while answers are drawn in the block, which calls what it is given now and then."""
+        """Mark the stage as alive while the block draws answers and calls the yielded function now and then."""
         sign = self / SAMPLING
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)

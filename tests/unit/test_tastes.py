@@ -127,7 +127,7 @@ def test_the_files_and_tables_of_the_experiment(folder, monkeypatch):
     assert best.loc[(2, "vpo"), "minus tuned GRPO"] and not best.loc[(2, "grpo"), "minus tuned GRPO"]
     found = tastes.remedies(tables, FLAWED_WORLD)
     assert len(found) == 5 and set(found["the worse of two judges"]) == {"vpo"}
-    stopped = found["stopped at 1 nats (rollouts)"]["vpo"]
+    stopped = found["stopped at 1 nat (rollouts)"]["vpo"]
     assert stopped == pytest.approx([0.5] * 3)
     picked = tables["truths"].query("world == @FLAWED_WORLD and k == 24 and variant == 'vpo_kl0.01'")
     assert found["a true judge picks"]["vpo"][0] == pytest.approx(picked.best.mean())

@@ -223,7 +223,7 @@ def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
 
 
 def kernel_environment(profile: Profile, until: float | None, price: float | None = None) -> dict[str, str]:
-    """Return the environment of every kernel: this shell's, less what is meant for other programs."""
+    """Return the environment of every kernel: this shell's, without the variables meant for other programs."""
     # A path to a task of one's own is meant from here.
     told = Session(task_folder=session().task_folder or os.getcwd(), until=until, headless=True, price=price)
     environment = {**without_launcher(os.environ), **told.environment()}

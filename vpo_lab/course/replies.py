@@ -31,8 +31,8 @@ HEAD = """# Replies side by side
 over requests. *EUM* is the set reward of k replies, and *different replies* the share of different texts among all.
 
 Below it are a few requests. They were chosen before their replies were read, and the replies are the first that each
-policy gave: twelve where single answers are trained, one set where sets are. In bold: nothing of the set is better for
-this judge.
+policy gave: twelve where single answers are trained, one set where sets are. In bold: the best of the set for
+this judge, where its replies differ.
 """
 
 

@@ -202,7 +202,7 @@ def remedies(
     stopped = (
         curves.query("kl_answer >= @stop_at").sort_values("step").groupby(["method", "seed"]).first().reset_index()
     )
-    found[f"stopped at {stop_at:g} nats (rollouts)"] = _by_method(stopped, "truth")
+    found[f"stopped at {stop_at:g} nat{'s' * (stop_at != 1)} (rollouts)"] = _by_method(stopped, "truth")
     return {remedy: row for remedy, row in found.items() if row}
 
 

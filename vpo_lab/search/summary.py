@@ -38,9 +38,9 @@ def at_k(pool: Pool, metric: str, k: int) -> np.ndarray:
     """Return one metric per request at a budget of k candidates: (N,).
 
     `metric` "best" (mean of the objectives), "pass" (all objectives 1), "eum" (expected utility under uniform
-    weightings) or "covered" (share of the objectives in which one of k candidates is best, for tests: that one of
-    them passes). For chains k counts candidates, see `metrics.chain_best_at_k`; "bag" is "best" without regard to
-    chains, for candidates mixed in one bag, as in the paper.
+    weightings) or "covered" (the best of k candidates in each objective, averaged; for tests: the share
+    that one of them passes). For chains k counts candidates, see `metrics.chain_best_at_k`; "bag" is "best" without
+    regard to chains, for candidates mixed in one bag, as in the paper.
     """
     if metric == "best":
         return chain_best_at_k(pool.scalar_NCM, k)

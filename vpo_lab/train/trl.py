@@ -313,8 +313,8 @@ def answer_of_tokens(
 ) -> np.ndarray:
     """Return which answer each token of a completion belongs to: (T,) of 0..m-1, by where the token starts.
 
-    What closes an answer belongs to it, and what comes before it. Never later than the truth: the
-    baseline of an earlier answer is unbiased for its successors too. `known` remembers the length of
+    An answer's tags and the text before it belong to it. A token that spans two answers counts for the
+    earlier one, which keeps the baseline unbiased. `known` remembers the length of
     every token's text from call to call; tags before the position `start` of the text do not count.
     """
     known = {} if known is None else known
