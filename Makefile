@@ -136,7 +136,7 @@ figures: setup  ## redraw figures/ from results/, without training
 report: setup  ## execute results/report.ipynb and write the tables of the README and docs pages, without training
 	$(BIN)/vpo-lab report
 
-explorer: setup  ## build docs/explorer.html from results/: the weights to turn, in any browser
+explorer: setup  ## build docs/explorer.html from results/: weigh the objectives in any browser
 	$(BIN)/vpo-lab explorer
 
 picture: setup  ## the same, and figures/explorer.png of it (needs Chromium)

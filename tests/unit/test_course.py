@@ -191,6 +191,17 @@ def test_progress_counts_the_stages_of_both_worlds(tmp_path):
         (tmp_path / folder / "log.jsonl").write_text(f'{{"step": {profile.rl.steps}}}\n')
         assert np.isclose(display._part(job)[0], done)
     assert display._part(job)[1] == "grpo 4/4, maze/grpo 4/4"
+    own = Job("06_code_and_search", tmp_path / "in.ipynb", tmp_path / "out.ipynb", started=1.0)
+    assert display._part(own) == (0.0, "running")
+    steps = get_profile(profile.code).sft.steps
+    (tmp_path / "code" / "sft").mkdir(parents=True)
+    (tmp_path / "code" / "sft" / "log.jsonl").write_text(f'{{"step": {steps}}}\n')
+    assert display._part(own) == (pytest.approx(0.9 / 3), f"code/sft {steps}/{steps}")
+
+
+def test_a_profile_that_names_no_code_and_no_judges_has_the_other_notebooks():
+    assert [name[:2] for wave in waves_of(get_profile("maze")) for name in wave] == ["00", "01", "02", "03", "04", "05"]
+    assert sorted(name[:2] for wave in waves_of(SMOKE) for name in wave) == [f"0{n}" for n in range(8)]
 
 
 def test_the_whole_run_says_what_the_rest_of_rl_will_take(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -34,19 +35,16 @@ from vpo_lab.tasks.check import check_task
 from vpo_lab.train.gpu import check_backend
 from vpo_lab.train.watch import RESTARTS, end_group, stage_that_stands_still, stood_still
 
-# Notebooks of one wave do not need each other and run side by side.
+# Notebooks of one wave do not need each other and run side by side. 06 and 07 train two policies at a time, and search
+# and draw on one core: together they leave none idle.
 WAVES = (
-    ("00_vpo_in_ten_minutes",),
-    ("01_reward_vectors",),
-    ("02_sft_warmup",),
+    ("00_vpo_in_ten_minutes", "01_reward_vectors", "02_sft_warmup"),
     ("03_grpo_baseline", "04_vpo_training"),
-    ("05_bestk_and_pareto",),
-    ("06_code_and_search",),
-    ("07_judges_and_hacking",),
+    ("05_bestk_and_pareto", "06_code_and_search", "07_judges_and_hacking"),
 )
 
 FREE = "00_vpo_in_ten_minutes"  # numpy alone: it takes no parameters, opens no run and imports nothing of this package
-# What trains policies of its own, in a folder of its own: notebook -> the profile's field, and the folder.
+# What trains policies of its own, in a folder of its own: notebook -> the profile's field, which names the folder.
 ALONE = {"06_code_and_search": "code", "07_judges_and_hacking": "judges"}
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 EVALUATING = "05_bestk_and_pareto"
@@ -115,7 +113,13 @@ def watched_of(profile: Profile, run: Run) -> dict[str, list[str]]:
 def waves_of(profile: Profile) -> list[tuple[str, ...]]:
     """Return the notebooks of a run, in waves that may run side by side; 06 and 07 where the profile names theirs."""
     left_out = {name for name, field in ALONE.items() if not getattr(profile, field)}
-    return [wave for wave in WAVES if not left_out & {*wave}]
+    return [tuple(name for name in wave if name not in left_out) for wave in WAVES]
+
+
+def alone_of(profile: Profile, run: Run) -> dict[str, World]:
+    """Return notebook -> the world that it trains alone, for 06 and 07."""
+    named = {name: (field, getattr(profile, field)) for name, field in ALONE.items() if getattr(profile, field)}
+    return {name: World(get_profile(own), Run(run / field, run.until)) for name, (field, own) in named.items()}
 
 
 def notebook_folder() -> Path:
@@ -214,12 +218,9 @@ def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
         if jobs[name].done and any(stage.stopped and not stage.has_policy() for _, stage in trained):
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
-    for name, part in ALONE.items():
-        if name in jobs and jobs[name].done:
-            own = Run(run / part, run.until)
-            stages = [own.stage(method) for method in get_profile(getattr(profile, part)).methods]
-            if any(stage.stopped and not stage.has_policy() for stage in stages):
-                jobs[name].target.unlink()
+    for name, world in alone_of(profile, run).items():
+        if jobs[name].done and any(stage.stopped and not stage.has_policy() for stage in world.stages):
+            jobs[name].target.unlink()
 
 
 def kernel_environment(profile: Profile, until: float | None, price: float | None = None) -> dict[str, str]:
@@ -332,7 +333,8 @@ class Display:
 
     def __init__(self, profile: Profile, run: Run, jobs: list[Job], price: float | None = None):
         self.profile, self.run, self.jobs, self.price = profile, run, jobs, price
-        self.trained = trainings_of(profile, run)
+        alone = {name: [(world, stage) for stage in world.stages] for name, world in alone_of(profile, run).items()}
+        self.trained = trainings_of(profile, run) | alone
         self.seen: dict[str, tuple[int, float]] = {}  # of each method: a step, and when it was over
         self.start = time.monotonic()
         self.first = self.fraction()
@@ -357,8 +359,8 @@ class Display:
             steps = world.settings.sft.steps if stage.name == "sft" else world.settings.rl.steps
             step = stage.last_step()
             parts.append(min(step / max(steps, 1), 1.0))
-            texts += [f"{stage.folder.relative_to(self.run.folder)} {step}/{steps}"] if job.started or step else []
-        return 0.9 * sum(parts) / len(parts), ", ".join(texts)
+            texts += [f"{stage.folder.relative_to(self.run.folder)} {step}/{steps}"] if job.started and step else []
+        return 0.9 * sum(parts) / len(parts), ", ".join(texts) or ("running" if job.started else "")
 
     def rest(self, now: float) -> str:
         """Return the time and price of the RL that is left, by the method that trains now, once 20 steps were seen.
@@ -384,7 +386,9 @@ class Display:
         eta = duration(spent / gained * (1 - fraction)) if gained > 0.01 else "--"
         running = [f"{j.name[:2]} {self._part(j)[1]}" for j in self.jobs if j.started and not j.done]
         line = f"{fraction:4.0%}  {duration(spent)} spent, ETA {eta}   {'   '.join(running)}{self.rest(now)}"
-        print(f"\r{line:<100}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+        line = f"\r{line[:width]:<{width}}" if self.live else line
+        print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.live:
