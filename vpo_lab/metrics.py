@@ -292,13 +292,18 @@ def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 
 
     Seeds and requests are both drawn anew, so the interval covers another training too.
     """
-    rng = np.random.default_rng(seed)
-    n_seeds, n_requests = values_SN.shape
-    counts_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
-    counts_RN = rng.multinomial(n_requests, np.full(n_requests, 1 / n_requests), size=resamples) / n_requests
+    counts_RS, counts_RN = _crossed_counts(*values_SN.shape, resamples, seed)
     means_R = np.einsum("rs,sn,rn->r", counts_RS, values_SN, counts_RN, optimize=True)
     low, high = np.quantile(means_R, [0.025, 0.975])
     return float(values_SN.mean()), float(low), float(high)
+
+
+@lru_cache(maxsize=8)  # to draw them takes nearly all of the time
+def _crossed_counts(n_seeds: int, n_requests: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each resample holds each seed and each request, as shares: (R, S) and (R, N)."""
+    rng = np.random.default_rng(seed)
+    counts = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in (n_seeds, n_requests))
+    return next(counts), next(counts)
 
 
 def verdict(low: float, high: float, tolerance: float = 1e-9) -> str:
