@@ -109,6 +109,9 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     assert list(runs.loc[("vpo", 0), ["m", "steps", "minutes"]]) == [3, 20, 0.2]
     cooler = tables["intervals"].query("variant == 'vpo@0.7'")
     assert set(cooler.minus) == {"", "sft@0.7", "sft_chain@0.7", "grpo@0.7"}
+    assert set(tables["intervals"].query("variant == 'vpo@best'").minus) == {
+        "", "sft@best", "sft_chain@best", "grpo@best",
+    }  # fmt: skip
     pool = Pool.load(jobs[-1].folder.pool("vpo"))
     budgets = tables["budgets"].set_index(["variant", "seed", "k"])
     assert budgets.best["vpo", 1, 24] == pytest.approx(pool.scalar_NCM.max(axis=(1, 2)).mean(), abs=1e-5)
@@ -124,11 +127,40 @@ def test_the_csv_files_say_what_the_pools_hold(tmp_path):
     assert (runs.least_correlation <= runs.correlation).all() and (runs.least_correlation < runs.correlation).any()
 
 
+def test_a_temperature_is_chosen_on_one_half_of_the_requests_and_measured_on_the_other():
+    key = ("tiny", "best", 3)
+    values = {  # on even requests 1 is better, on odd ones 0.7
+        (key[0], "sft", *key[1:]): {0: np.array([0.9, 0.1, 0.9, 0.2])},
+        (key[0], "sft@0.7", *key[1:]): {0: np.array([0.5, 0.6, 0.4, 0.7]), 1: np.ones(4)},
+        (key[0], "grpo", *key[1:]): {0: np.ones(4)},
+    }
+    best = experiment._at_best_temperature(values)
+    assert list(best) == [("tiny", "sft@best", "best", 3)] and list(best["tiny", "sft@best", "best", 3]) == [0]
+    assert best["tiny", "sft@best", "best", 3][0].tolist() == [0.5, 0.1, 0.4, 0.2], "each half bears the other's choice"
+
+
 def test_the_same_jobs_give_the_same_bytes(tmp_path):
     jobs = plan(tmp_path / "runs", ["tiny"], ["sft"], [0])
     finish(jobs[0], {name: np.random.default_rng(0).random((2, 24, 1, 4)) for name in jobs[0].pools})
     once, twice = ({path.name: path.read_bytes() for path in collect(jobs, tmp_path / out)} for out in "ab")
     assert once == twice
+
+
+def test_a_typical_example_stands_first():
+    def sets(grpo: float, vpo: float, gold: float = 0.0) -> dict:
+        return {"grpo": {"rewards": [[gold, grpo]]}, "vpo": {"rewards": [[vpo, vpo], [0, 0]]}}
+
+    examples = {
+        "a": sets(0.5, 1.0),
+        "b": sets(0.5, 0.2),
+        "c": sets(0.5, 0.5),
+        "d": sets(0.1, 0.4),
+        "e": sets(0, 0.3, 0.1),
+    }
+    assert list(experiment.typical_first(examples, 0)) == ["c", "a", "b", "d", "e"], "leads .75, -.05, .25, .35"
+    assert list(experiment.typical_first(examples, 1)) == ["e", "a", "b", "c", "d"], "GRPO lacks the other one there"
+    without = {"a": {"vpo": examples["b"]["vpo"]}, "b": examples["e"]}
+    assert list(experiment.typical_first(without, 0)) == ["a", "b"] and experiment.typical_first({}, 0) == {}
 
 
 def test_a_folder_without_examples_has_none(tmp_path):

@@ -154,15 +154,14 @@ def test_a_table_has_the_ceiling_where_the_task_knows_it():
 # --- The experiment ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trained, last", [(("vpo", "best_of_set"), "vpo"), (("vpo",), "vpo_credit")])
-def test_the_four_corners_are_of_one_family(trained, last):
-    names = ("grpo", "random_weights", "best_of_set_credit", "vpo_credit", *trained)
-    keys = [{"world": "maze", "variant": name, "seed": s} for name in names for s in (0, 1)]
+def test_the_corners_separate_the_set_from_the_vector():
+    names = ("grpo", "random_weights", "multi_rlvr", "best_of_set", "vpo")
+    keys = [{"world": "maze", "variant": name, "seed": s} for name in (*names, "gdpo") for s in (0, 1)]
     tables = {
         "runs": pd.DataFrame(keys),
         "budgets": pd.DataFrame([{**key, "k": 3, "eum": 0.5 + key["seed"]} for key in keys]),
     }
     table = lessons.corners(tables, "eum@3", "maze")
-    assert table.index[-1] == ("a set", "random weights", last)
-    assert table.index[-2][2] == f"best_of_set{last.removeprefix('vpo')}"
+    assert tuple(table.index.get_level_values("method")) == names
+    assert list(table.index.get_level_values("a rollout holds")) == ["one answer"] * 2 + ["a set"] * 3
     assert (table[["mean", "least", "most", "seeds"]] == [1.0, 0.5, 1.5, 2]).all(axis=None)

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -38,6 +38,7 @@ from vpo_lab.tasks.judges.optimum import METHODS as PRICED
 from vpo_lab.train.prompts import rollouts_per_step
 from vpo_lab.train.rl import train_rl
 from vpo_lab.train.sft import train_sft
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 WORLDS = ("tiny", "maze")  # the profiles that are run unless others are named
 CODE = ("tiny_code", "tiny_repair")  # the worlds of notebook 06: vpo-lab experiment --world tiny_code
@@ -378,6 +379,9 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     a few requests. Where policies searched: search.csv, a row per job and problem. Where the task knows the truth:
     truths.csv, a row per pool and budget, and exact.csv, the optimal policies. What is there already of worlds that
     these jobs do not touch is kept. Returns the paths.
+
+    A policy that was sampled at several temperatures has rows NAME@best among the intervals: the answers to each half
+    of the requests at the temperature that is best on the other half, by metric and budget.
     """
     runs, budgets, curves, searches, truths, examples = [], [], [], [], [], {}
     values: dict[tuple, dict[int, np.ndarray]] = {}  # (world, pool, metric, k) -> seed -> (N,)
@@ -404,6 +408,7 @@ def collect(done: list[Job], out: Path) -> list[Path]:
             for problem in read_json(study_file(job.folder, name)):
                 best = dict(zip((f"best_{budget}" for budget in SEARCH_BUDGETS), problem.pop("best"), strict=True))
                 searches.append({**key, **problem, **best})
+    values |= _at_best_temperature(values)
     mine = {job.world for job in done}
     kept: dict = read_json(out / EXAMPLES) if (out / EXAMPLES).exists() else {}  # pyright: ignore
     write_json(out / EXAMPLES, {world: sets for world, sets in kept.items() if world not in mine} | examples)
@@ -411,6 +416,25 @@ def collect(done: list[Job], out: Path) -> list[Path]:
     tables |= {"search.csv": searches, "truths.csv": truths}
     tables["exact.csv"] = [row for world in sorted(mine & {*JUDGED}) for row in exact_rows(world)]
     return [out / EXAMPLES, *(_write_csv(out / name, rows, mine) for name, rows in tables.items() if rows)]
+
+
+def _at_best_temperature(values: Mapping[tuple, dict[int, np.ndarray]]) -> dict[tuple, dict[int, np.ndarray]]:
+    """The values of NAME@best, made of those of NAME and NAME@T; (world, pool, metric, k) -> seed -> (N,)."""
+    tried: dict[tuple, list[dict[int, np.ndarray]]] = {}
+    for (world, name, *at), by_seed in values.items():
+        tried.setdefault((world, name.partition("@")[0], *at), []).append(by_seed)
+    best = {}
+    for (world, name, *at), pools in tried.items():
+        if len(pools) > 1:
+            seeds = sorted(set.intersection(*map(set, pools)))
+            values_TSN = np.array([[by_seed[seed] for seed in seeds] for by_seed in pools])
+            means_T2 = np.stack([values_TSN[..., half::2].mean(axis=(1, 2)) for half in (0, 1)], axis=1)
+            chosen = means_T2.argmax(axis=0)  # by half
+            picked_SN = values_TSN[0].copy()
+            for half in (0, 1):
+                picked_SN[:, half::2] = values_TSN[chosen[1 - half], :, half::2]
+            best[world, f"{name}@best", *at] = dict(zip(seeds, picked_SN, strict=True))
+    return best
 
 
 def _write_csv(path: Path, rows: list[dict], mine: set[str]) -> Path:
@@ -442,6 +466,27 @@ def read_examples(folder: Path, world: str) -> dict[str, dict[str, dict]]:
     """Return request -> variant -> {"answers", "rewards"} of a world, as `collect` wrote them; {} if there are none."""
     path = Path(folder) / EXAMPLES
     return read_json(path).get(world, {}) if path.exists() else {}
+
+
+def typical_first(examples: Mapping[str, Mapping[str, dict]], objective: int) -> dict[str, Mapping[str, dict]]:
+    """Return the examples, first a typical one in which weights matter.
+
+    Of those in which GRPO's set earns nothing in the objective it is that where VPO's set reward leads GRPO's by the
+    median; of an even number the lower one counts. Where one of the two policies is missing, the order stays.
+    """
+
+    def rewards_MD(request: str, name: str) -> np.ndarray:
+        return np.array(examples[request][name]["rewards"])
+
+    def lead(request: str) -> float:
+        vpo, grpo = rewards_MD(request, "vpo"), rewards_MD(request, "grpo")
+        weights_KD = dirichlet_weights(4096, vpo.shape[1])
+        return set_reward(vpo, weights_KD) - set_reward(grpo, weights_KD)
+
+    both = [request for request, sets in examples.items() if {"grpo", "vpo"} <= sets.keys()]
+    lacking = sorted((one for one in both if not rewards_MD(one, "grpo")[:, objective].any()), key=lead)
+    first = lacking[(len(lacking) - 1) // 2 :][:1]
+    return {request: examples[request] for request in (*first, *examples)}
 
 
 def final_entropy(log: list[dict]) -> float:

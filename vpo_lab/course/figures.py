@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import FLAWED, PRICED, SEEDS, label, read_examples
+from vpo_lab.course.experiment import FLAWED, PRICED, SEEDS, VARIANTS, label, read_examples, typical_first
 from vpo_lab.course.results import (
     FEW,
     HEADLINE,
@@ -17,7 +17,6 @@ from vpo_lab.course.results import (
     Tables,
     ablation_rows,
     as_summary,
-    control_of,
     read,
     shown,
     solved_at,
@@ -142,28 +141,22 @@ def _ablations(tables: Tables, groups: Mapping) -> Figure:
         metrics = [HEADLINE[world]] if HEADLINE.get(world) == "hypervolume" else shown(tables, world)
         title = TITLES.get(world, world).partition(":")[0]
         panels |= {f"{world} {metric}": f"{title}: {METRICS[metric]}" for metric in metrics}
-    controls = {name: control_of(tables, name) for variants in groups.values() for name in variants}
+    controls = {name: VARIANTS[name].control for variants in groups.values() for name in variants}
     usual = max(controls.values(), key=list(controls.values()).count)
     names = {name: label(name) + f"\nminus {label(control)}" * (control != usual) for name, control in controls.items()}
     return show.forest(groups, panels, f"minus {label(usual)}", names)
 
 
 def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
-    """The first maze of examples.json, and what the policies answered to it; None if there is none."""
-    examples = read_examples(folder, "maze")
+    """A typical maze of examples.json, and what the policies answered to it; None if there is none."""
+    from vpo_lab.tasks.maze.world import OBJECTIVES
+
+    examples = typical_first(read_examples(folder, "maze"), OBJECTIVES.index("gold"))
     if not examples:
         return None
     request, sets = next(iter(examples.items()))
     golds = {row["id"]: row["gold"] for row in get_task("maze").load(None, "test")}
-    return golds[request], {name: sets[name]["answers"] for name in _one_pair(FEW, sets)}
-
-
-def _one_pair(names: Sequence[str], found: Container[str]) -> list[str]:
-    """The names that were found; VPO and its control both as in the paper, or both with credit per answer."""
-    credit = "" if {"best_of_set", "vpo"} <= {name for name in names if name in found} else "_credit"
-    bare = dict.fromkeys(name.removesuffix("_credit") for name in names)
-    paired = [f"{name}{credit}" if name in ("best_of_set", "vpo") else name for name in bare]
-    return [name for name in paired if name in found]
+    return golds[request], {name: sets[name]["answers"] for name in FEW if name in sets}
 
 
 def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
@@ -172,7 +165,7 @@ def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
     from vpo_lab.tasks.maze.world import OBJECTIVES, front, score
 
     kept = [OBJECTIVES.index(name) for name in ("gold", "diamond", "avoid_lava")]  # all 0 without the exit
-    names = _one_pair(("sft_chain", "grpo", "best_of_set", "vpo"), answers)
+    names = [name for name in ("sft_chain", "grpo", "best_of_set", "vpo") if name in answers]
     sets = {name: np.array([score(text, gold) for text in answers[name]])[:, kept] for name in names}
     sets["all walks"] = front(gold)[:, kept]
     return show.winner_regions(sets, [OBJECTIVES[d].replace("_", " ") for d in kept])

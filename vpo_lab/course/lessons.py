@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vpo_lab.config import Profile
-from vpo_lab.course.results import Tables, by_seed
+from vpo_lab.course.results import CORNERS, Tables, by_seed
 from vpo_lab.metrics import METRICS, paired_bootstrap, verdict
 from vpo_lab.search.pool import Pool
 from vpo_lab.search.summary import at_k
@@ -204,22 +204,13 @@ def treasures(pools: Mapping[str, Pool]) -> pd.DataFrame:
 
 
 def corners(tables: Tables, measure: str, world: str) -> pd.DataFrame:
-    """Return mean, least, most and seeds of the four corners: one answer or a set, a fixed mean or random weights.
+    """Return mean, least, most and seeds of what separates the set from the vector, see `results.CORNERS`.
 
-    measure: such as "eum@3". The sets are those of the paper's VPO and its control `best_of_set`, if the world has
-    both; else those with credit per answer.
+    measure: such as "eum@3".
     """
-    trained = {*tables["runs"].query("world == @world").variant}
-    credit = "" if {"vpo", "best_of_set"} <= trained else "_credit"
-    names = {
-        ("one answer", "fixed mean"): "grpo",
-        ("one answer", "random weights"): "random_weights",
-        ("a set", "fixed mean"): f"best_of_set{credit}",
-        ("a set", "random weights"): f"vpo{credit}",
-    }
     rows = {}
-    for corner, name in names.items():
+    for name, corner in CORNERS.items():
         values = by_seed(tables, name, measure, world)
         rows[(*corner, name)] = [*values.agg(["mean", "min", "max"]).round(3), len(values)]
-    index = pd.MultiIndex.from_tuples(rows, names=["a rollout holds", "paid by", "method"])
+    index = pd.MultiIndex.from_tuples(rows, names=["a rollout holds", "paid for", "method"])
     return pd.DataFrame(rows.values(), index, ["mean", "least", "most", "seeds"]).astype({"seeds": int})

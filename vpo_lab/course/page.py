@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-from vpo_lab.course.experiment import read_examples
+from vpo_lab.course.experiment import read_examples, typical_first
 from vpo_lab.course.figures import small_png
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
@@ -28,7 +28,11 @@ TEMPLATE = Path(__file__).with_name("explorer.html")
 REQUESTS = 4  # of the results: the first ones, not chosen
 PRICE = 0.01  # of KL, in the optimal policies of the judges' world
 WORLDS = {  # what a task is called, the objective that has all weight at first, and where its sets come from
-    "maze": ("Maze: objectives compete", "gold", ""),
+    "maze": (
+        "Maze: objectives compete",
+        "gold",
+        " The page opens in a maze where GRPO brings no gold: of these, the one with the median lead of VPO.",
+    ),
     "tiny_code": ("Code patches: six hidden tests", "test_1", ""),
     "tiny_judges": (
         "Letters: four judges",
@@ -59,7 +63,9 @@ def write_explorer(
         raise LabError(f"{run.pool('sft').parent} holds no pool of candidates: run the notebooks first")
     pools = {name: Pool.load(run.pool(name)) for name in names}
     first = next(iter(pools.values()))
-    saved = {"maze": read_examples(experiment, "maze"), "tiny_code": read_examples(code, "tiny_code")}
+    gold = get_task("maze").objectives.index(WORLDS["maze"][1])
+    mazes = typical_first(read_examples(experiment, "maze"), gold)
+    saved = {"maze": mazes, "tiny_code": read_examples(code, "tiny_code")}
     saved["tiny_judges"] = read_json(optima) if optima.is_file() else {}
     worlds = [_world(task, _compared(requests)) for task, requests in saved.items() if requests]
     worlds += [_real_world(read_json(replies))] if replies.is_file() else []
@@ -96,9 +102,8 @@ def take_picture(page: Path, out: Path) -> Path:
 
 
 def _compared(requests: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str, CandidateSet]]:
-    """The four sets to compare of an experiment's examples: the paper's VPO and its control, else those with credit."""
-    credit = "" if all("vpo" in found for found in requests.values()) else "_credit"
-    names = ("sft", "grpo", f"best_of_set{credit}", f"vpo{credit}")
+    """The four sets to compare of an experiment's examples."""
+    names = ("sft", "grpo", "best_of_set", "vpo")
     return {
         row_id: {name: (found[name]["answers"], found[name]["rewards"]) for name in names if name in found}
         for row_id, found in requests.items()

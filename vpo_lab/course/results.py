@@ -48,7 +48,7 @@ METHODS = (
     "vpo_single",
 )
 # What pictures and small tables hold: a rival of each kind, and beside VPO always the control without a vector.
-FEW = ("sft", "grpo", "max_at_k", "best_of_set", "best_of_set_credit", "vpo", "vpo_search")
+FEW = ("sft", "grpo", "max_at_k", "best_of_set", "vpo", "vpo_search")
 CHANGES = {name: variant.changes for name, variant in VARIANTS.items()}
 NAMES = list(dict.fromkeys((*WORLDS, *METRICS, *CHANGES.values(), *METHODS, *VARIANTS)))  # in the order of all tables
 COLUMNS = {  # what each file must have, and of which type; budgets has `hypervolume` where a world's fronts are known
@@ -58,6 +58,13 @@ COLUMNS = {  # what each file must have, and of which type; budgets has `hypervo
     "curves": {"seed": int, "step": int, "distinct_rollouts": float, "entropy": float, "best_of_group": float},
     "intervals": {"metric": str, "k": int, "minus": str, "seeds": int, "mean": float, "low": float, "high": float},
     "search": {"seed": int, "id": str, "solved_at": float, "control": float, "reachable": "boolean", "programs": float},
+}
+CORNERS = {  # what separates the set from the vector: what a rollout holds, and what it is paid for
+    "grpo": ("one answer", "its mean"),
+    "random_weights": ("one answer", "a random weighting"),
+    "multi_rlvr": ("a set", "the sum of its means"),
+    "best_of_set": ("a set", "its best mean"),
+    "vpo": ("a set", "its best under random weightings"),
 }
 HOPS = ("tiny_hops", "tiny_chain")  # the worlds of docs/hops.md
 HEADLINE = {"tiny": "best", "maze": "hypervolume"}  # the metric that tells most in a world
@@ -69,8 +76,8 @@ BESIDE_THE_PAPER = (  # what docs/paper.md compares, where it was measured: (wor
     *((*world, "vpo", "max_at_k") for world in (*ALL_THREE, ("maze", "best"))),
     *((*world, "vpo", "sft") for world in ALL_THREE),
     *((world, "bag", "vpo", other) for world in WORLDS for other in ("grpo", "max_at_k")),
-    *(("tiny", "best", f"{name}@0.7", "sft@0.7") for name in ("vpo", "vpo_credit")),
-    *((*world, f"best_of_set{credit}", f"vpo{credit}") for credit in ("", "_credit") for world in ALL_THREE),
+    ("tiny", "best", "vpo@0.7", "sft@0.7"),
+    *((*world, "best_of_set", "vpo") for world in ALL_THREE),
     *((*world, "grpo_kl0.2", other) for world in ALL_THREE for other in ("grpo", "vpo")),
 )
 
@@ -155,17 +162,11 @@ def differences(tables: Tables, world: str, metric: str, minus: str, ks: Sequenc
     return table.rename(columns="k = {}".format).rename_axis(f"{METRICS[metric]} minus {minus}")
 
 
-def control_of(tables: Tables, name: str) -> str:
-    """Return with what a variant is compared; where that was not measured, `vpo_credit`, which was changed before."""
-    control = VARIANTS[name].control
-    return control if (tables["intervals"].minus == control).any() else "vpo_credit"
-
-
 def ablation_rows(tables: Tables, world: str) -> pd.DataFrame:
     """Return the rows of `intervals` that compare one changed setting with its control at k = 3 and 24."""
     rows = tables["intervals"].query("world == @world and minus != '' and k in (3, 24)")
     rows = rows[rows.metric.isin(shown(tables, world)) & rows.variant.map(CHANGES).fillna("").ne("")]
-    rows = rows[rows.minus == [control_of(tables, name) for name in rows.variant]]
+    rows = rows[rows.minus == [VARIANTS[name].control for name in rows.variant]]
     rows = rows.assign(changes=rows.variant.map(CHANGES))
     return rows.sort_values(["changes", "variant"], key=lambda names: names.map(_rank), kind="stable")
 
@@ -179,17 +180,9 @@ def ablations(tables: Tables, world: str) -> pd.DataFrame:
 
 
 def two_by_two(tables: Tables) -> pd.DataFrame:
-    """Return the four corners: one answer or M, a fixed scalarization or random weights."""
-    there = {*tables["intervals"].variant}
-    credit = "" if "best_of_set" in there or "best_of_set_credit" not in there else "_credit"  # as a pair
-    corners = {
-        "grpo": "one answer, fixed",
-        "random_weights": "one answer, random weights",
-        f"best_of_set{credit}": "M answers, fixed",
-        f"vpo{credit}": "M answers, random weights",
-    }
-    corners = {name: f"{text} ({name})" for name, text in corners.items()}
-    rows = tables["intervals"].query("minus == '' and k in (3, 24) and variant in @corners")
+    """Return the four corners, one answer or M, a fixed scalarization or random weights, and M answers all paid."""
+    corners = {name: f"{', '.join(texts)} ({name})" for name, texts in CORNERS.items()}
+    rows = tables["intervals"].query("minus == '' and k in (3, 24) and variant in @CORNERS")
     told = [metric in metrics(tables, world) for world, metric in zip(rows.world, rows.metric, strict=True)]
     return _wide(rows.loc[np.array(told, dtype=bool)], ["world", "metric", "k"], "variant").rename(
         index=METRICS, columns=corners
@@ -200,33 +193,35 @@ def _by_temperature(tables: Tables, world: str) -> pd.DataFrame:
     """The rows of the policies that were sampled at several temperatures, with `temperature` as text."""
     rows = tables["intervals"].query("world == @world and minus == '' and k in (3, 24)")
     rows = rows[rows.metric.isin(shown(tables, world))]
-    at = rows.variant.str.extract("@(.+)", expand=False).fillna("1")
+    at = rows.variant.str.extract("@(.+)", expand=False).fillna("1")  # or "best": see `experiment.collect`
     rows = rows.assign(variant=rows.variant.str.replace("@.*", "", regex=True), temperature=at)
     return rows[rows.variant.isin(rows.variant[rows.temperature != "1"])]
 
 
 def temperature(tables: Tables, world: str) -> pd.DataFrame:
     """Return the same policies sampled at the temperature of training, 1, and at others."""
-    return _flat(_wide(_by_temperature(tables, world), ["variant", "temperature"], ["metric", "k"]))
+    rows = _by_temperature(tables, world).query("temperature != 'best'")
+    return _flat(_wide(rows, ["variant", "temperature"], ["metric", "k"]))
 
 
 def best_temperature(tables: Tables, world: str) -> pd.DataFrame:
-    """Return each policy at the temperature that is best for it, by metric and budget.
+    """Return each policy at the temperature that is best for it, by metric and budget, and which that is.
 
-    The temperature is chosen on the same requests that it is measured on, for all policies alike.
+    The number of one half of the requests is that of the temperature which is best on the other half.
     """
     rows = _by_temperature(tables, world)
-    if len(rows):
-        rows = rows.loc[rows.groupby(["variant", "metric", "k"])["mean"].idxmax()]
-    texts = [f"{cell(*row[:3])} at {row[3]}" for row in rows[["mean", "low", "high", "temperature"]].to_numpy()]
-    rows = rows.assign(cell=pd.Series(texts, rows.index, dtype=object))
+    key = ["variant", "metric", "k"]
+    fixed, chosen = (rows[(rows.temperature == "best") == best] for best in (False, True))
+    fixed = fixed.loc[fixed.groupby(key)["mean"].idxmax()].set_index(key).temperature
+    texts = [f"{cell(*row[3:])} at {fixed[tuple(row[:3])]}" for row in chosen[[*key, "mean", "low", "high"]].to_numpy()]
+    rows = chosen.assign(cell=pd.Series(texts, chosen.index, dtype=object))
     return _flat(_in_order(rows.pivot(index="variant", columns=["metric", "k"], values="cell")).fillna("–"))
 
 
 def costs(tables: Tables) -> pd.DataFrame:
     """Return what one training samples, and the minutes of its steps."""
     runs = tables["runs"].dropna(subset="generated_tokens")
-    groups = runs[~runs.variant.str.contains("@")].groupby(["world", "variant"])
+    groups = runs[runs.variant.isin(VARIANTS)].groupby(["world", "variant"])  # trainings, not their further pools
     tokens = groups.generated_tokens.mean()
     usual = tokens[tokens.index.get_level_values("variant") == "grpo"].droplevel("variant")
     table = pd.DataFrame(
@@ -241,8 +236,6 @@ def costs(tables: Tables) -> pd.DataFrame:
 
 def _answers(world: str, variant: str, steps: int, m: int) -> str:
     """How many answers a training samples, in thousands: the budget that is equal."""
-    if variant not in VARIANTS:
-        return "–"
     rollouts = rollouts_per_step(Job(Path(), world, variant, 0).profile, VARIANTS[variant].method)
     return f"{steps * rollouts * m / 1e3:.0f}"
 
