@@ -231,14 +231,14 @@ def bonus(tables: dict[str, pd.DataFrame], world: str = "tiny") -> pd.DataFrame:
     import pandas as pd
 
     runs = tables["runs"].query("world == @world")
-    passed = tables["budgets"].query("world == @world and k == 3")
+    first = tables["budgets"].query("world == @world and k == 1")
     seeds = runs[runs.variant == "diversity0.1"].seed
     names = ["reward_diversity", *(c for c in runs if c.startswith("mean_"))]
     table = {}
     for variant in ("vpo_credit", "diversity0.1"):
         mine = runs[(runs.variant == variant) & runs.seed.isin(seeds)]
         row = {name: over_seeds(mine, name) for name in names if mine[name].notna().all()}
-        row["pass@3"] = over_seeds(passed[(passed.variant == variant) & passed.seed.isin(seeds)], "pass")
+        row["best@1"] = over_seeds(first[(first.variant == variant) & first.seed.isin(seeds)], "best")
         table[variant] = {name: "{:.3f} [{:.3f}, {:.3f}]".format(*numbers) for name, numbers in row.items()}
     return pd.DataFrame(table)
 
