@@ -302,8 +302,8 @@ def crossed_bootstrap(values_SN: np.ndarray, resamples: int = 2000, seed: int = 
 def _crossed_counts(n_seeds: int, n_requests: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each resample holds each seed and each request, as shares: (R, S) and (R, N)."""
     rng = np.random.default_rng(seed)
-    counts = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in (n_seeds, n_requests))
-    return next(counts), next(counts)
+    seeds_RS, requests_RN = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in (n_seeds, n_requests))
+    return seeds_RS, requests_RN
 
 
 def verdict(low: float, high: float, tolerance: float = 1e-9) -> str:

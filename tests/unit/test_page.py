@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpo_lab.course.experiment import typical_first
+from vpo_lab.course.experiment import read_mazes
 from vpo_lab.course.page import fill, take_picture, write_explorer, write_optima
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json
@@ -52,8 +52,7 @@ def test_the_page_holds_the_saved_sets(page):
     sft = Pool.load(Run(RESULTS).pool("sft"))
     for n, request in enumerate(calls["requests"]):
         assert request["sets"][0]["rewards"] == sft.rewards_NCMD[n].reshape(-1, 4)[:3].tolist()
-    gold = get_task("maze").objectives.index("gold")
-    examples = typical_first(read_json(EXPERIMENT / "examples.json")["maze"], gold)
+    examples = read_mazes(EXPERIMENT)
     for request, sets in zip(mazes["requests"], examples.values(), strict=True):
         assert request["sets"][0]["answers"] == sets["sft"]["answers"]
         assert all(one["picture"].count("data-candidate") == 3 for one in request["sets"])

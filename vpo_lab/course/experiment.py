@@ -34,6 +34,7 @@ from vpo_lab.search.study import study, study_file
 from vpo_lab.search.summary import at_k, collinearity, distinct_answers, metrics_of, tokens_at_k
 from vpo_lab.show.live import duration
 from vpo_lab.show.style import method_label
+from vpo_lab.tasks import get_task
 from vpo_lab.tasks.judges.optimum import METHODS as PRICED
 from vpo_lab.train.prompts import rollouts_per_step
 from vpo_lab.train.rl import train_rl
@@ -428,11 +429,10 @@ def _at_best_temperature(values: Mapping[tuple, dict[int, np.ndarray]]) -> dict[
         if len(pools) > 1:
             seeds = sorted(set.intersection(*map(set, pools)))
             values_TSN = np.array([[by_seed[seed] for seed in seeds] for by_seed in pools])
-            means_T2 = np.stack([values_TSN[..., half::2].mean(axis=(1, 2)) for half in (0, 1)], axis=1)
-            chosen = means_T2.argmax(axis=0)  # by half
             picked_SN = values_TSN[0].copy()
-            for half in (0, 1):
-                picked_SN[:, half::2] = values_TSN[chosen[1 - half], :, half::2]
+            for half, other in ((0, 1), (1, 0)):
+                chosen = values_TSN[..., other::2].mean(axis=(1, 2)).argmax()
+                picked_SN[:, half::2] = values_TSN[chosen, :, half::2]
             best[world, f"{name}@best", *at] = dict(zip(seeds, picked_SN, strict=True))
     return best
 
@@ -487,6 +487,11 @@ def typical_first(examples: Mapping[str, Mapping[str, dict]], objective: int) ->
     lacking = sorted((one for one in both if not rewards_MD(one, "grpo")[:, objective].any()), key=lead)
     first = lacking[(len(lacking) - 1) // 2 :][:1]
     return {request: examples[request] for request in (*first, *examples)}
+
+
+def read_mazes(folder: Path) -> dict[str, Mapping[str, dict]]:
+    """Return the examples of the maze, first a typical one of those where GRPO brings no gold."""
+    return typical_first(read_examples(folder, "maze"), get_task("maze").objectives.index("gold"))
 
 
 def final_entropy(log: list[dict]) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpo_lab.course.experiment import FLAWED, PRICED, SEEDS, VARIANTS, label, read_examples, typical_first
+from vpo_lab.course.experiment import FLAWED, PRICED, SEEDS, VARIANTS, label, read_mazes
 from vpo_lab.course.results import (
     FEW,
     HEADLINE,
@@ -149,9 +149,7 @@ def _ablations(tables: Tables, groups: Mapping) -> Figure:
 
 def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     """A typical maze of examples.json, and what the policies answered to it; None if there is none."""
-    from vpo_lab.tasks.maze.world import OBJECTIVES
-
-    examples = typical_first(read_examples(folder, "maze"), OBJECTIVES.index("gold"))
+    examples = read_mazes(folder)
     if not examples:
         return None
     request, sets = next(iter(examples.items()))
@@ -160,12 +158,12 @@ def _maze_examples(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
 
 
 def _winner_regions(gold: str, answers: Mapping[str, list[str]]) -> Figure:
-    """In one maze: who wins under which weighting, before training, after it, and among all walks."""
+    """In one maze: who wins under which weighting, in each policy's set and among all walks."""
     from vpo_lab import show
     from vpo_lab.tasks.maze.world import OBJECTIVES, front, score
 
     kept = [OBJECTIVES.index(name) for name in ("gold", "diamond", "avoid_lava")]  # all 0 without the exit
-    names = [name for name in ("sft_chain", "grpo", "best_of_set", "vpo") if name in answers]
+    names = [name for name in ("grpo", "best_of_set", "vpo") if name in answers]
     sets = {name: np.array([score(text, gold) for text in answers[name]])[:, kept] for name in names}
     sets["all walks"] = front(gold)[:, kept]
     return show.winner_regions(sets, [OBJECTIVES[d].replace("_", " ") for d in kept])

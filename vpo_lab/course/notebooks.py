@@ -118,8 +118,11 @@ def waves_of(profile: Profile) -> list[tuple[str, ...]]:
 
 def alone_of(profile: Profile, run: Run) -> dict[str, World]:
     """Return notebook -> the world that it trains alone, for 06 and 07."""
-    named = {name: (field, getattr(profile, field)) for name, field in ALONE.items() if getattr(profile, field)}
-    return {name: World(get_profile(own), Run(run / field, run.until)) for name, (field, own) in named.items()}
+    return {
+        name: World(get_profile(own), Run(run / field, run.until))
+        for name, field in ALONE.items()
+        if (own := getattr(profile, field))
+    }
 
 
 def notebook_folder() -> Path:

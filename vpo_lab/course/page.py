@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-from vpo_lab.course.experiment import read_examples, typical_first
+from vpo_lab.course.experiment import read_examples, read_mazes
 from vpo_lab.course.figures import small_png
 from vpo_lab.errors import LabError
 from vpo_lab.files import read_json, write_bytes, write_json
@@ -63,9 +63,7 @@ def write_explorer(
         raise LabError(f"{run.pool('sft').parent} holds no pool of candidates: run the notebooks first")
     pools = {name: Pool.load(run.pool(name)) for name in names}
     first = next(iter(pools.values()))
-    gold = get_task("maze").objectives.index(WORLDS["maze"][1])
-    mazes = typical_first(read_examples(experiment, "maze"), gold)
-    saved = {"maze": mazes, "tiny_code": read_examples(code, "tiny_code")}
+    saved = {"maze": read_mazes(experiment), "tiny_code": read_examples(code, "tiny_code")}
     saved["tiny_judges"] = read_json(optima) if optima.is_file() else {}
     worlds = [_world(task, _compared(requests)) for task, requests in saved.items() if requests]
     worlds += [_real_world(read_json(replies))] if replies.is_file() else []
