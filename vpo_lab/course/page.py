@@ -1,4 +1,4 @@
-"""Build docs/explorer.html: the sets of several policies under weights that a reader turns, without a kernel.
+"""Build docs/explorer.html: the sets of several policies under weights that a reader sets, without a kernel.
 
 The page is one file: `explorer.html`, with the script of `vpo_lab.show.explorer` and the data of saved results in it.
 """

@@ -1,5 +1,5 @@
 /**
- * The explorer: turn the weights of the objectives and see which answer of each set wins.
+ * The explorer: weigh the objectives and see which answer of each set wins.
  *
  * One implementation behind two doors. In a notebook `explorer.py` hands it to anywidget, which calls `render`;
  * `course/page.py` puts it into a page of its own, which calls `mount`. It needs neither kernel nor network.
@@ -334,7 +334,7 @@ export function mount(el, data, changed = () => {}) {
     const marks = [game.covered ? best.map(() => "") : stars(best), stars(worth)];
     const leaders = (values, stars) => `${sets.filter((_, i) => stars[i]).map(({ name }) => name).join(" = ")} (${three(Math.max(...values))})`;
     const leading = marks[0].some(Boolean) ? `Best set for these weights: ${leaders(best, marks[0])}.` : "No answer here earns anything under these weights.";
-    $("summary").textContent = game.covered ? "The scores are covered. Read the answers, turn the weights, then check."
+    $("summary").textContent = game.covered ? "The scores are covered. Read the answers, move the sliders, then check."
       : `${leading}${worth.some((x) => x > TOLERANCE) ? ` Best over all weights (EUM): ${leaders(worth, marks[1])}.` : ""}`;
     $("sets").classList.toggle("covered", game.covered);
     sets.forEach(({ rewards }, i) => {
