@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from vpo_lab.course.notebooks import SOLUTION, with_solutions
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 NAMES = [
@@ -146,10 +148,6 @@ def test_an_evening_is_enough_for_the_course_itself(notebook):
     assert len(prose(notebook)) <= 2200 and len(notebook["cells"]) <= 50
 
 
-def test_no_output_gives_a_solution_away(notebook):
-    assert not any(cell["outputs"] for cell in tagged(notebook, "solution"))
-
-
 def test_every_notebook_names_one_address(notebook):
     text = json.dumps(notebook)
     assert set(re.findall(r"github(?:\.com)?/([\w.-]+/vpo-lab)\b", text)) == {REPOSITORY}
@@ -171,16 +169,15 @@ def test_imports_only_what_the_project_depends_on(notebook):
 
 
 def test_exercises_have_folded_solutions_that_run(path, notebook):
-    text, solutions = markdown(notebook), tagged(notebook, "solution")
-    folded = re.findall(r"<details>\n.*?</details>", text, re.DOTALL)
-    least = 1 if path == FIRST else 2
-    assert len(folded) >= least and len(solutions) >= least
-    assert text.count("<details>") == text.count("</details>") == len(folded)
-    shown = "\n".join(folded)
-    for cell in solutions:
-        assert cell["cell_type"] == "code" and cell["metadata"]["jupyter"] == {"source_hidden": True}
-        assert f"```python\n{source(cell)}\n```" in shown, f"{cell['id']} is not the solution that is shown"
-        assert any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell)))
+    text, answers = markdown(notebook), tagged(notebook, "answer")
+    assert text.count("<details>") == text.count("</details>")
+    assert text.count("<summary>Solution</summary>") == len(SOLUTION.findall(text)) == len(answers)
+    assert len(answers) >= (1 if path == FIRST else 2)
+    filled = with_solutions(nbformat.read(path, as_version=4))
+    for cell, empty in zip(tagged(filled, "answer"), answers, strict=True):
+        assert source(empty).startswith("# Your answer") and not empty["outputs"] and "\n" not in source(empty)
+        assert len(max(cell["source"].splitlines(), key=len)) <= MAX_LINE
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell["source"])))
 
 
 def test_links_lead_to_files_and_on_to_the_next(path, notebook):

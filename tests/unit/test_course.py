@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -149,14 +150,25 @@ def test_published_notebooks_carry_outputs_but_no_timings():
     assert "papermill" not in json.dumps(result)
 
 
-def test_a_published_solution_does_not_show_what_it_printed():
-    def cell(**more):
-        return nbformat.v4.new_code_cell("print(1)", id="a", metadata={"tags": ["solution"]}, **more)
+def test_a_run_checks_the_folded_solution_and_the_published_cell_stays_empty(tmp_path):
+    exercise = "What is 1 + 1?\n\n<details>\n<summary>Solution</summary>\n\n```python\n{}\n```\n\n</details>"
 
-    printed = [nbformat.v4.new_output("stream", text="1\n")]
-    executed = nbformat.v4.new_notebook(cells=[cell(execution_count=1, outputs=printed)])
-    (published,) = as_committed(executed, nbformat.v4.new_notebook(cells=[cell()])).cells
-    assert published.outputs == [] and published.execution_count == 1
+    def course(solution):
+        cells = [nbformat.v4.new_markdown_cell(exercise.format(solution))]
+        cells.append(nbformat.v4.new_code_cell("# Your answer.", metadata={"tags": ["answer"]}))
+        path = notebook(tmp_path / "n.ipynb")
+        found = nbformat.read(path, as_version=4)
+        found.cells += cells
+        nbformat.write(found, path)
+        return path
+
+    job = Job("n", course("total = 1 + 1\nassert total == 2\nprint(total)"), tmp_path / "done.ipynb")
+    _execute(job, {}, dict(os.environ))
+    assert outputs(job.target)[-1].text == "2\n"
+    published = as_committed(nbformat.read(job.target, as_version=4), nbformat.read(job.source, as_version=4)).cells[-1]
+    assert published.outputs == [] and published.source == "# Your answer." and published.execution_count == 2
+    with pytest.raises(Exception, match="AssertionError"):
+        _execute(replace(job, source=course("assert 1 + 1 == 3")), {}, dict(os.environ))
 
 
 def test_a_run_is_published_with_the_results_of_both_worlds(tmp_path, monkeypatch):

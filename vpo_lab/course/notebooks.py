@@ -16,6 +16,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,6 +56,8 @@ COURSE_RULES = (
     "rl.candidates >= 2  # the notebooks compare sets of answers",
     "evaluation.candidates >= 2 * rl.candidates  # 05 compares one chain with two",
 )
+
+SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)\n```.*?</details>", re.DOTALL)
 
 FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
 
@@ -278,10 +281,11 @@ def _run_batch(jobs: list[Job], execute: Callable[[Job], None], display: Display
 
 
 def _execute(job: Job, values: dict, environment: dict[str, str]) -> None:
+    import nbformat
     import papermill
 
     papermill.execute_notebook(
-        _literal(job.source),
+        with_solutions(nbformat.read(job.source, as_version=4)),
         _literal(job.partial),
         parameters=values,
         kernel_name="python3",
@@ -293,6 +297,14 @@ def _execute(job: Job, values: dict, environment: dict[str, str]) -> None:
         extra_arguments=["--IPKernelApp.log_level=50"],
     )
     os.replace(job.partial, job.target)
+
+
+def with_solutions(notebook):
+    """Return the notebook with each exercise's folded solution in the empty cell below it, so that a run checks it."""
+    for exercise, cell in pairwise(notebook.cells):
+        if "answer" in cell.metadata.get("tags", []):
+            (cell.source,) = SOLUTION.findall(exercise.source)
+    return notebook
 
 
 def _literal(path: Path) -> str:
@@ -458,12 +470,12 @@ def write_report(root: Path | None = None) -> list[Path]:
 def as_committed(executed, source):
     """Return the source notebook with the outputs of its executed copy, without timings and paths, and made small.
 
-    Cells tagged "solution" stay without: they would answer the question above them.
+    Cells tagged "answer" stay without: they would answer the question above them.
     """
     cells = {cell.id: cell for cell in executed.cells}
     for cell in source.cells:
         if cell.cell_type == "code" and cell.id in cells:
-            cell.outputs = [] if "solution" in cell.metadata.get("tags", []) else cells[cell.id].outputs
+            cell.outputs = [] if "answer" in cell.metadata.get("tags", []) else cells[cell.id].outputs
             cell.execution_count = cells[cell.id].execution_count
     # papermill adds a cell of its own, so that counts in the copy do not start at 1.
     counter = 0
