@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ def method_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str 
             one.bar(x, mean, color=method_style(method)["color"], width=0.7, alpha=0.85)
             one.vlines(x, least, most, color="#222222", linewidth=1.6)
             one.text(x, most, f"{mean:.2f}", ha="center", va="bottom")
-        one.set_xticks(range(len(values)), [method_label(method).replace(", ", "\n") for method in values], fontsize=9)
+        one.set_xticks(range(len(values)), [fill(method_label(method), 11) for method in values], fontsize=9)
         one.set_ylim(0, 1.15 * max(most for _, _, most in values.values()))
         one.grid(False, axis="x")
         one.set_title(f"{name}: {title}" if title else name)
