@@ -28,7 +28,7 @@ setup: .venv/.ready  ## the environment in .venv
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c $(LOCK) -e ".[dev]"
 	touch $@
 
-run: setup  ## the eight notebooks, an estimated twenty minutes: tool calls, a maze, code, judges; killed, it continues where it was
+run: setup  ## the eight notebooks, in about 17 minutes on two quiet cores: tool calls, a maze, code, judges; killed, it continues where it was
 	$(BIN)/vpo-lab run --profile $(PROFILE)
 
 test: setup build/unsloth/.ready build/engines/.ready  ## everything that needs no GPU, a process per core

@@ -262,7 +262,7 @@ SMALL = Profile(
     sft=SFT(steps=600, batch_rows=64, learning_rate=4e-3),
     rl=RL(steps=400, rollouts=64, group_size=4, learning_rate=4e-4, schedule="cosine"),
     evaluation=Evaluation(requests=0),
-    minutes="an estimated 20 minutes on two CPU cores",
+    minutes="about 17 minutes on two quiet CPU cores",
 )
 
 TINY = replace(SMALL, maze="maze", code="tiny_code", judges="tiny_judges")

@@ -64,12 +64,12 @@ FOR_EVALUATION = 0.15  # the share of --max-hours that is kept for it
 SHARES = {  # how much of the time of a tiny run a notebook takes
     "00_vpo_in_ten_minutes": 0.01,
     "01_reward_vectors": 0.01,
-    "02_sft_warmup": 0.13,
-    "03_grpo_baseline": 0.26,
-    "04_vpo_training": 0.23,
-    "05_bestk_and_pareto": 0.03,
-    "06_code_and_search": 0.18,
-    "07_judges_and_hacking": 0.15,
+    "02_sft_warmup": 0.17,
+    "03_grpo_baseline": 0.21,
+    "04_vpo_training": 0.17,
+    "05_bestk_and_pareto": 0.02,
+    "06_code_and_search": 0.17,
+    "07_judges_and_hacking": 0.24,
 }
 
 
