@@ -130,7 +130,7 @@ def vpo(batch, rng, *, weight_draws=128, alpha=1.0, scale_rewards=True):
     """Score every *set* of answers by its best one under random weights, then do what GRPO does: (P, G).
 
     R(S) = mean over w ~ Dirichlet(alpha) of max over the M answers of w.r: an answer pays if it is the
-    best under *some* weights, so a set that spans the trade-offs beats M copies of a compromise.
+    best under *some* weights, so a set that spans the trade-offs can beat M copies of a compromise.
     Source: arXiv 2605.22817, K = 100 and alpha = 1 there.
     """
     weights_PKD = batch.draw_weights(weight_draws, alpha, rng)

@@ -30,8 +30,8 @@ class SetReward:
             async. Each returns one number (or None for "does not apply") per completion, best in [0, 1]. A
             function meets single answers, as many times `candidates` as there are rollouts.
         candidates: M, the answers that a rollout holds. With 1 the reward is the plain mean: GRPO.
-        alpha, draws: K = `draws` preference weights from a symmetric Dirichlet(alpha), fixed, so that every
-            process and every engine compares rollouts under the same weights.
+        alpha, draws: K = `draws` preference weights from a symmetric Dirichlet(alpha), fixed (the paper draws
+            anew), so that every process and every engine compares rollouts under the same weights.
         reward_weights: a scale per objective, 1 by default.
         floor: what a rollout without an answer earns on each objective. Keep it at or below the least reward.
         tail: with M > 1, a rollout is void that goes on for more than this many characters after its last

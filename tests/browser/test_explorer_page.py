@@ -232,7 +232,7 @@ def test_the_game_covers_the_scores_counts_the_tries_and_reveals(page):
     assert set(page.locator("td.total").all_text_contents()) == {"?"}
     page.locator("#check").click()
     best = best_of(shown_sets(page), weights_of(page))
-    assert (best[:-1].max() > best[-1] + 1e-9) == said.inner_text().startswith("Found, tries: 2.")
+    assert (best[:-1].max() > best[-1] + 1e-9) == said.inner_text().startswith("Found in 2 tries.")
     check(page)
 
 

@@ -13,7 +13,7 @@ from vpo_lab.runs import Run
 from vpo_lab.search.pool import Pool
 from vpo_lab.tasks import get_task
 from vpo_lab.tasks.tool_calls.plans import kind_of, means_second, plan_of, ranked_plans, thing_of
-from vpo_lab.tasks.tool_calls.tiny import kinds
+from vpo_lab.tasks.tool_calls.tiny import golds_of, kinds
 
 ROWS = get_task("tiny_tools").load(None, "test")
 
@@ -88,6 +88,32 @@ def test_shares_favourites_and_the_second_thing_are_counted_by_position():
     assert table["kinds with 2 different favourites"] == f"{len({kind_of(row) for row in some})}"
     second = lessons.second_thing({"vpo": pool}, ROWS)
     assert second.loc["answer 2", "VPO"] == "0%" and second.loc["answer 1", "users who mean it"].endswith("%")
+
+
+def test_what_the_second_thing_is_worth_is_the_best_single_gold_when_a_set_holds_one():
+    expected = []
+    for kind in filter(means_second, kinds()):
+        golds = golds_of(kind)
+        assert len(golds) == len(set(golds)) == len(kind.outcomes)
+        task = get_task("tiny_tools")
+        earned = [
+            sum(
+                p * task.score([one], [{"gold": gold}]).mean()
+                for p, gold in zip(kind.probabilities, golds, strict=True)
+            )
+            for one in golds
+        ]
+        first = [i for i, (_, which) in enumerate(kind.outcomes) if not which]
+        solved = [max(kind.probabilities), max(kind.probabilities[i] for i in first)]
+        expected.append([max(earned), max(earned[i] for i in first), *solved])
+    table = lessons.worth_of_second(1)
+    best, first = table.iloc[:2].astype(float).to_numpy()
+    means = np.mean(expected, axis=0)
+    assert np.allclose([best[0], first[0]], means[:2], atol=0.01) and np.allclose(
+        [best[1], first[1]], means[2:], atol=1e-3
+    )
+    same = sum(np.isclose(row[2], row[3]) for row in expected)
+    assert table.loc["kinds in which they earn the same", "pass@1"] == f"{same} of {len(expected)}"
 
 
 # --- Pools ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,10 @@ from vpo_lab.search.summary import at_k
 from vpo_lab.show.style import method_label
 from vpo_lab.tasks import Task
 from vpo_lab.tasks.tool_calls.plans import kind_of, means_second, plan_of, ranked_plans, thing_of
-from vpo_lab.tasks.tool_calls.reward import parse_answer
-from vpo_lab.tasks.tool_calls.tiny import Kind
+from vpo_lab.tasks.tool_calls.reward import OBJECTIVES, parse_answer, score
+from vpo_lab.tasks.tool_calls.tiny import Kind, golds_of, kinds
 from vpo_lab.train.prompts import answers_per_rollout, rollouts_per_prompt
+from vpo_lab.weights import dirichlet_weights, set_reward
 
 # --- A training ---------------------------------------------------------------
 
@@ -89,7 +90,7 @@ def imitation(pools: Mapping[str, Pool], rows: Sequence[dict]) -> pd.DataFrame:
                 copied += [str(value) in request for call in parsed.calls for value in call.parameters.values()]
         table[method_label(name)] = {
             "well formed: a call or a question": np.mean(formed),
-            "values of calls that stand in the request": np.mean(copied) if copied else 0.0,
+            "values in calls that appear in the request": np.mean(copied) if copied else 0.0,
             "called where a question was meant, or the reverse": np.mean(mixed),
             "solved with one candidate": at_k(pool, "pass", 1).mean(),
         }
@@ -173,6 +174,28 @@ def second_thing(pools: Mapping[str, Pool], rows: Sequence[dict]) -> pd.DataFram
         }
     table["users who mean it"] = {"answer 1": np.mean(users) if users else np.nan}
     return pd.DataFrame(table).map(lambda share: "" if np.isnan(share) else f"{share:.0%}")
+
+
+def worth_of_second(m: int) -> pd.DataFrame:
+    """Return what m golds earn at best, with and without the second thing, in kinds where users may mean it.
+
+    A mean over these kinds, each in expectation over what its users mean. All sets of m golds of a kind are tried.
+    """
+    weights_KD, best = dirichlet_weights(1024, len(OBJECTIVES)), []
+    for kind in filter(means_second, kinds()):
+        golds, shares_G = golds_of(kind), np.array(kind.probabilities)
+        rewards_AGD = np.array([[score(answer, gold) for gold in golds] for answer in golds])
+        earned, solved, named = [], [], []
+        for chosen in map(list, combinations_with_replacement(range(len(golds)), m)):
+            earned.append(shares_G @ set_reward(rewards_AGD[chosen].swapaxes(0, 1), weights_KD))
+            solved.append(shares_G[np.unique(chosen)].sum())
+            named.append(any(kind.outcomes[i][1] for i in chosen))
+        best.append([(np.max(of), np.max(of, where=~np.array(named), initial=0)) for of in (earned, solved)])
+    best_KQ2 = np.array(best)  # kinds, quantities, with and without
+    equal_Q = np.isclose(*best_KQ2.transpose(2, 0, 1)).sum(axis=0)
+    table = pd.DataFrame(best_KQ2.mean(axis=0).T, ["best golds", "best golds for the first thing"]).map("{:.3f}".format)
+    table.loc["kinds in which they earn the same"] = [f"{count} of {len(best)}" for count in equal_Q]
+    return table.set_axis([f"R(S), M = {m}", f"pass@{m}"], axis=1)
 
 
 def _tally(pool: Pool, rows: Sequence[dict], read: Callable[[str, dict], object]) -> dict[Kind, list[Counter]]:

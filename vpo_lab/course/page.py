@@ -31,7 +31,7 @@ WORLDS = {  # what a task is called, the objective that has all weight at first,
     "maze": (
         "Maze: objectives compete",
         "gold",
-        " The page opens in a maze where GRPO brings no gold: of these, the one with the median lead of VPO.",
+        " The page opens in a maze where GRPO brings no gold, as in about half of them: that with VPO's median lead.",
     ),
     "tiny_code": ("Code patches: six hidden tests", "test_1", ""),
     "tiny_judges": (

@@ -367,8 +367,8 @@ export function mount(el, data, changed = () => {}) {
   function showGame() {
     $("game").hidden = sets.length < 2 || sets.at(-1) !== entry.sets.at(-1);
     const { name } = entry.sets.at(-1), tries = game.on ? ` Tries: ${game.tries}.` : "";
-    $("said").textContent = `${game.said || (game.on ? `Find weights under which ${name} loses.` : "")}${tries}`.trim();
-    $("play").textContent = `${game.said ? "Play again" : "Play"}: find the weights under which ${name} loses`;
+    $("said").textContent = `${game.said || (game.on ? `Find weights under which another set beats ${name}.` : "")}${tries}`.trim();
+    $("play").textContent = `${game.said ? "Play again" : "Play"}: find weights under which another set beats ${name}`;
     for (const id of ["check", "reveal", "stop"]) $(id).hidden = !game.on;
     $("play").hidden = game.on;
   }
@@ -388,7 +388,7 @@ export function mount(el, data, changed = () => {}) {
   function check() {
     const [name, own, rival, best] = standing();
     if (game.covered) game.tries += 1; // the same weights twice are one try
-    if (best > own + TOLERANCE) return end(`Found, tries: ${game.tries}. Here ${rival} has ${three(best)}, ${name} ${three(own)}.`);
+    if (best > own + TOLERANCE) return end(`Found in ${game.tries} ${game.tries === 1 ? "try" : "tries"}. Here ${rival} has ${three(best)}, ${name} ${three(own)}.`);
     game.covered = false;
     game.said = `Not here: ${name} has ${three(own)}, ${rival} ${three(best)}.`;
     redraw();
@@ -405,7 +405,7 @@ export function mount(el, data, changed = () => {}) {
     locked.clear();
     turn(best.weights);
     const [, mine, rival, other] = standing();
-    end(`Here ${name} loses by most: ${rival} has ${three(other)}, ${name} ${three(mine)}. It loses for ${lost} of ${users.length} random users. ${tries}`);
+    end(`Here ${name} loses by most: ${rival} has ${three(other)}, ${name} ${three(mine)}. Another set is better for ${lost} of ${users.length} random users. ${tries}`);
   }
 
   function turn(to) {

@@ -225,7 +225,7 @@ class TinyCode:
 
     name = "tiny_code"
     objectives = tuple(f"test_{i + 1}" for i in range(len(FIELDS)))
-    about = "A request wants six steps, an answer may hold three. Each objective is a hidden test."
+    about = "A request asks for six changes, an answer holds three at most. Each objective is a hidden test."
     meanings = MEANINGS
 
     def score(self, answers: Sequence[str], rows: Sequence[dict]) -> np.ndarray:

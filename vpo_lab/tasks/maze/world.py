@@ -345,7 +345,7 @@ class MazeTask:
     size = 5
     objectives = OBJECTIVES
     reference = REFERENCE
-    about = "No walk can take both treasures, and lava lies on good ways. So no answer is best for everyone."
+    about = "No walk can take both treasures, and lava lies on some good ways. So no answer is best for everyone."
     meanings = MEANINGS
 
     score = staticmethod(each(score))

@@ -298,6 +298,12 @@ def ceiling(k: int) -> dict[str, float]:
     return {"best": float(np.mean(best)), "pass": float(np.mean(passed))}
 
 
+def golds_of(kind: Kind) -> list[str]:
+    """Return the answers that users of a kind may mean, in the order of its outcomes, for one request of it."""
+    request = _Request(kinds().index(kind), DOMAINS[kind.domain].things[:2], DAYS[0], 7)
+    return [render_answer(request.calls(*outcome)) for outcome in kind.outcomes]
+
+
 def _best_coverage(kind_number: int, k: int) -> float:
     """Return the maximum over sets of k answers of the expected best mean reward, for one kind of request."""
     from scipy.optimize import LinearConstraint, milp
@@ -335,8 +341,7 @@ def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
     kind = kinds()[kind_number]
     domain = DOMAINS[kind.domain]
     request = _Request(kind_number, domain.things[:2], DAYS[0], 7)
-    golds = [request.calls(*outcome) for outcome in kind.outcomes]
-    gold_calls = [call for gold in golds for call in gold]
+    gold_calls = [call for outcome in kind.outcomes for call in request.calls(*outcome)]
     keys = sorted({key for call in gold_calls for key in call["parameters"]})
     calls = []
     for name in sorted({call["name"] for call in gold_calls}):
@@ -353,8 +358,7 @@ def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
             options = [options[i] for i in _undominated(np.array(against))]
         calls += options
     answers = [[], *([call] for call in calls), *(list(pair) for pair in combinations(calls, 2))]
-    golds = [render_answer(gold) for gold in golds]
-    scores_AG = np.array([[score(render_answer(a), gold).mean() for gold in golds] for a in answers])
+    scores_AG = np.array([[score(render_answer(a), gold).mean() for gold in golds_of(kind)] for a in answers])
     return scores_AG[_undominated(scores_AG)] if prune else scores_AG
 
 
@@ -373,7 +377,7 @@ class TinyTools:
     name = "tiny_tools"
     objectives = OBJECTIVES
     ceiling = staticmethod(ceiling)
-    about = "The request says too little. No policy was told what was meant. Often one answer is right in everything."
+    about = "The request says too little. No policy was told what was meant. Often one answer is best in everything."
     meanings, short, title = MEANINGS, staticmethod(short_answer), staticmethod(title_of)
 
     score = staticmethod(each(score))
