@@ -23,6 +23,7 @@ setup: .venv/.ready  ## the environment in .venv
 
 .venv/.ready: pyproject.toml requirements/course.lock
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else 'Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=python3.11' % v)"
+	@echo "installing into .venv: one to ten minutes, without a word"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c $(LOCK) --upgrade pip
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c $(LOCK) -e ".[dev]"
@@ -153,8 +154,8 @@ site: setup  ## the course as static pages in site/, complete without a network
 doctor: setup  ## what this machine can run
 	$(BIN)/vpo-lab doctor
 
-lab: setup  ## open the course in JupyterLab
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+lab: setup  ## open the course in JupyterLab; LAB_ARGS="--no-browser --port 8899" goes to it
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 clean:  ## remove the environment, keep the runs
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -209,6 +209,10 @@ def test_progress_counts_the_stages_of_both_worlds(tmp_path):
     (tmp_path / "code" / "sft").mkdir(parents=True)
     (tmp_path / "code" / "sft" / "log.jsonl").write_text(f'{{"step": {steps}}}\n')
     assert display._part(own) == (pytest.approx(0.9 / 3), f"code/sft {steps}/{steps}")
+    both = replace(own, name="07_judges_and_hacking")  # it trains the same three twice
+    (tmp_path / "judges_flawed" / "sft").mkdir(parents=True)
+    (tmp_path / "judges_flawed" / "sft" / "log.jsonl").write_text('{"step": 99999}\n')
+    assert display._part(both)[0] == pytest.approx(0.9 / 6)
 
 
 def test_a_profile_that_names_no_code_and_no_judges_has_the_other_notebooks():
@@ -225,6 +229,10 @@ def test_the_whole_run_says_what_the_rest_of_rl_will_take(tmp_path):
         log.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, step + 1)))
         assert told in display.rest(now) and bool(told) == bool(display.rest(now))
     assert "about 0.41 at 2 an hour" in display.rest(350)
+    free = notebooks.Display(profile, run, [])
+    assert free.rest(0) == free.rest(1) == ""
+    log.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, 48)))
+    assert free.rest(1000) == "" and "1.1 h for 53 steps" in free.rest(1600)
 
 
 def test_a_notebook_whose_training_was_stopped_runs_again_with_those_that_read_it(tmp_path):

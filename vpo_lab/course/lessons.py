@@ -155,9 +155,11 @@ def specialisation(pools: Mapping[str, Pool], rows: Sequence[dict]) -> pd.DataFr
             for by, kind in zip(counts.values(), top, strict=True)
             for c, (_, n) in zip(by, kind, strict=True)
         ]
+        likeliest = [by[0][0] == next(iter(ranked_plans(kind))) for kind, by in zip(counts, top, strict=True)]
         table[method_label(name)] = {
             **{f"kinds with {i} different favourites": f"{different[i]}" for i in range(1, pool.m + 1)},
             "a position gives its favourite in": f"{np.mean(share):.0%}",
+            "kinds in which answer 1 favours the likeliest": f"{sum(likeliest)} of {len(likeliest)}",
         }
     return pd.DataFrame(table)
 
@@ -212,13 +214,17 @@ def _tally(pool: Pool, rows: Sequence[dict], read: Callable[[str, dict], object]
 
 
 def treasures(pools: Mapping[str, Pool]) -> pd.DataFrame:
-    """Return the share of chains of maze walks that hold gold, diamonds, both (in different walks) or neither."""
+    """Return the share of chains of maze walks that hold gold, diamonds, both (in different walks) or neither.
+
+    Of chains also how often each of their walks takes neither.
+    """
     table = {}
     for name, pool in pools.items():
-        gold, diamonds = (
-            (pool.rewards_NCMD[..., pool.objectives.index(kind)] > 0).any(axis=2) for kind in ("gold", "diamond")
-        )
+        taken_NCMT = pool.rewards_NCMD[..., [pool.objectives.index(kind) for kind in ("gold", "diamond")]] > 0
+        gold, diamonds = np.moveaxis(taken_NCMT.any(axis=2), -1, 0)
         found = {"gold": gold, "diamonds": diamonds, "both": gold & diamonds, "neither": ~(gold | diamonds)}
+        for j in range(pool.m if pool.m > 1 else 0):
+            found[f"neither in answer {j + 1}"] = ~taken_NCMT[:, :, j].any(axis=-1)
         table[method_label(name)] = {what: f"{share.mean():.0%}" for what, share in found.items()}
     return pd.DataFrame(table)
 

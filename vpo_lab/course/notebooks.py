@@ -45,8 +45,8 @@ WAVES = (
 )
 
 FREE = "00_vpo_in_ten_minutes"  # numpy alone: it takes no parameters, opens no run and imports nothing of this package
-# What trains policies of its own, in a folder of its own: notebook -> the profile's field, which names the folder.
-ALONE = {"06_code_and_search": "code", "07_judges_and_hacking": "judges"}
+# What trains the same policies in worlds of its own: notebook -> the profile's field that names the world, the folders.
+ALONE = {"06_code_and_search": ("code", ("code",)), "07_judges_and_hacking": ("judges", ("judges", "judges_flawed"))}
 TRAINING = ("02_sft_warmup", "03_grpo_baseline", "04_vpo_training")
 EVALUATING = "05_bestk_and_pareto"
 
@@ -115,17 +115,18 @@ def watched_of(profile: Profile, run: Run) -> dict[str, list[str]]:
 
 def waves_of(profile: Profile) -> list[tuple[str, ...]]:
     """Return the notebooks of a run, in waves that may run side by side; 06 and 07 where the profile names theirs."""
-    left_out = {name for name, field in ALONE.items() if not getattr(profile, field)}
+    left_out = {name for name, (key, _) in ALONE.items() if not getattr(profile, key)}
     return [tuple(name for name in wave if name not in left_out) for wave in WAVES]
 
 
-def alone_of(profile: Profile, run: Run) -> dict[str, World]:
-    """Return notebook -> the world that it trains alone, for 06 and 07."""
-    return {
-        name: World(get_profile(own), Run(run / field, run.until))
-        for name, field in ALONE.items()
-        if (own := getattr(profile, field))
-    }
+def alone_of(profile: Profile, run: Run) -> dict[str, list[tuple[World, Stage]]]:
+    """Return notebook -> the stages that it trains in worlds of its own, for 06 and 07."""
+    found = {}
+    for name, (key, folders) in ALONE.items():
+        if own := getattr(profile, key):
+            worlds = [World(get_profile(own), Run(run / folder, run.until)) for folder in folders]
+            found[name] = [(world, world.run.stage(stage)) for world in worlds for stage in ("sft", *profile.methods)]
+    return found
 
 
 def notebook_folder() -> Path:
@@ -224,8 +225,8 @@ def _take_up_stopped(jobs: dict[str, Job], profile: Profile, run: Run) -> None:
         if jobs[name].done and any(stage.stopped and not stage.has_policy() for _, stage in trained):
             for later in names[names.index(name) :]:
                 jobs[later].target.unlink(missing_ok=True)
-    for name, world in alone_of(profile, run).items():
-        if jobs[name].done and any(stage.stopped and not stage.has_policy() for stage in world.stages):
+    for name, trained in alone_of(profile, run).items():
+        if jobs[name].done and any(stage.stopped and not stage.has_policy() for _, stage in trained):
             jobs[name].target.unlink()
 
 
@@ -348,8 +349,7 @@ class Display:
 
     def __init__(self, profile: Profile, run: Run, jobs: list[Job], price: float | None = None):
         self.profile, self.run, self.jobs, self.price = profile, run, jobs, price
-        alone = {name: [(world, stage) for stage in world.stages] for name, world in alone_of(profile, run).items()}
-        self.trained = trainings_of(profile, run) | alone
+        self.trained = trainings_of(profile, run) | alone_of(profile, run)
         self.seen: dict[str, tuple[int, float]] = {}  # of each method: a step, and when it was over
         self.start = time.monotonic()
         self.first = self.fraction()
@@ -380,7 +380,7 @@ class Display:
     def rest(self, now: float) -> str:
         """Return the time and price of the RL that is left, by the method that trains now, once 20 steps were seen.
 
-        The maze's RL is left out: it costs minutes.
+        Nothing where that is less than an hour and costs nothing. The maze's RL is left out: it costs minutes.
         """
         waiting = [method for method in self.profile.methods if not self.run.stage(method).has_policy()]
         left = sum(max(0, self.profile.rl.steps - self.run.stage(method).last_step()) for method in waiting)
@@ -388,7 +388,8 @@ class Display:
             step = self.run.stage(method).last_step()
             first, at = self.seen.setdefault(method, (step, now)) if step else (0, now)
             if step - first >= MEASURED:
-                return f"   RL: {projection((now - at) / (step - first), left, self.price)}"
+                seconds = (now - at) / (step - first)
+                return f"   RL: {projection(seconds, left, self.price)}" if self.price or seconds * left > 3600 else ""
         return ""
 
     def refresh(self) -> None:

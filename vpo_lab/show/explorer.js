@@ -302,7 +302,8 @@ export function mount(el, data, changed = () => {}) {
     const start = asked.find((d) => entry.objectives[d] === entry.start);
     weights = start === undefined ? equal() : only(start);
     triples = asked.flatMap((a, i) => asked.slice(i + 1).flatMap((b, j) => asked.slice(i + j + 2).map((c) => [a, b, c])));
-    dims = triples.at(-1); // the last ones: the first objective is mostly fulfilled
+    // The last ones, since the first objective is mostly fulfilled; among them the one that has all weight.
+    dims = triples.findLast((triple) => start === undefined || triple.includes(start)) ?? triples.at(-1);
     const names = entry.objectives;
     fill("weights", html`${asked.map((d) => html`<div class="weight"><label for="w${d}" title="${entry.meanings[d]}">${names[d]}</label><output id="v${d}" for="w${d}"></output>
       <label class="lock"><input type="checkbox" id="l${d}" data-lock="${d}" aria-label="lock ${names[d]}"> lock</label>
@@ -312,7 +313,7 @@ export function mount(el, data, changed = () => {}) {
       html`<button type="button" data-preset="${d}">only ${names[d]}</button>`)}`);
     $("triangles").hidden = triples.length < 2;
     fill("corners", html`${triples.map((corners, i) => html`<option value="${i}">${corners.map((d) => names[d]).join(", ")}</option>`)}`);
-    $("corners").value = triples.length - 1;
+    $("corners").value = triples.indexOf(dims);
   }
 
   /** Where the surroundings do not say whether they are dark (JupyterLab), their text does. */
