@@ -91,27 +91,20 @@ def test_shares_favourites_and_the_second_thing_are_counted_by_position():
 
 
 def test_what_the_second_thing_is_worth_is_the_best_single_gold_when_a_set_holds_one():
-    expected = []
+    task, expected = get_task("tiny_tools"), []
     for kind in filter(means_second, kinds()):
         golds = golds_of(kind)
         assert len(golds) == len(set(golds)) == len(kind.outcomes)
-        task = get_task("tiny_tools")
-        earned = [
-            sum(
-                p * task.score([one], [{"gold": gold}]).mean()
-                for p, gold in zip(kind.probabilities, golds, strict=True)
-            )
-            for one in golds
-        ]
+        rows = [{"gold": gold} for gold in golds]
+        earned = [kind.probabilities @ task.score([one] * len(rows), rows).mean(axis=1) for one in golds]
         first = [i for i, (_, which) in enumerate(kind.outcomes) if not which]
         solved = [max(kind.probabilities), max(kind.probabilities[i] for i in first)]
         expected.append([max(earned), max(earned[i] for i in first), *solved])
     table = lessons.worth_of_second(1)
     best, first = table.iloc[:2].astype(float).to_numpy()
     means = np.mean(expected, axis=0)
-    assert np.allclose([best[0], first[0]], means[:2], atol=0.01) and np.allclose(
-        [best[1], first[1]], means[2:], atol=1e-3
-    )
+    assert np.allclose([best[0], first[0]], means[:2], atol=0.01)
+    assert np.allclose([best[1], first[1]], means[2:], atol=1e-3)
     same = sum(np.isclose(row[2], row[3]) for row in expected)
     assert table.loc["kinds in which they earn the same", "pass@1"] == f"{same} of {len(expected)}"
 

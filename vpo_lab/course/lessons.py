@@ -223,8 +223,9 @@ def treasures(pools: Mapping[str, Pool]) -> pd.DataFrame:
         taken_NCMT = pool.rewards_NCMD[..., [pool.objectives.index(kind) for kind in ("gold", "diamond")]] > 0
         gold, diamonds = np.moveaxis(taken_NCMT.any(axis=2), -1, 0)
         found = {"gold": gold, "diamonds": diamonds, "both": gold & diamonds, "neither": ~(gold | diamonds)}
-        for j in range(pool.m if pool.m > 1 else 0):
-            found[f"neither in answer {j + 1}"] = ~taken_NCMT[:, :, j].any(axis=-1)
+        if pool.m > 1:
+            neither_NCM = ~taken_NCMT.any(axis=-1)
+            found |= {f"neither in answer {j + 1}": neither_NCM[..., j] for j in range(pool.m)}
         table[method_label(name)] = {what: f"{share.mean():.0%}" for what, share in found.items()}
     return pd.DataFrame(table)
 

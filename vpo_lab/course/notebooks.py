@@ -204,7 +204,7 @@ def check_parameters(notebook: Path, values: dict) -> None:
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell.source for cell in cells if _tagged(cell, "parameters")]
     declared = {
         line.split(":")[0].split("=")[0].strip()
         for source in tagged
@@ -303,9 +303,13 @@ def _execute(job: Job, values: dict, environment: dict[str, str]) -> None:
 def with_solutions(notebook):
     """Return the notebook with each exercise's folded solution in the empty cell below it, so that a run checks it."""
     for exercise, cell in pairwise(notebook.cells):
-        if "answer" in cell.metadata.get("tags", []):
+        if _tagged(cell, "answer"):
             (cell.source,) = SOLUTION.findall(exercise.source)
     return notebook
+
+
+def _tagged(cell, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
 
 
 def _literal(path: Path) -> str:
@@ -476,7 +480,7 @@ def as_committed(executed, source):
     cells = {cell.id: cell for cell in executed.cells}
     for cell in source.cells:
         if cell.cell_type == "code" and cell.id in cells:
-            cell.outputs = [] if "answer" in cell.metadata.get("tags", []) else cells[cell.id].outputs
+            cell.outputs = [] if _tagged(cell, "answer") else cells[cell.id].outputs
             cell.execution_count = cells[cell.id].execution_count
     # papermill adds a cell of its own, so that counts in the copy do not start at 1.
     counter = 0

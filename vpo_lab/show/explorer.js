@@ -303,7 +303,7 @@ export function mount(el, data, changed = () => {}) {
     weights = start === undefined ? equal() : only(start);
     triples = asked.flatMap((a, i) => asked.slice(i + 1).flatMap((b, j) => asked.slice(i + j + 2).map((c) => [a, b, c])));
     // The last ones, since the first objective is mostly fulfilled; among them the one that has all weight.
-    dims = triples.findLast((triple) => start === undefined || triple.includes(start)) ?? triples.at(-1);
+    dims = triples.findLast((triple) => start === undefined || triple.includes(start));
     const names = entry.objectives;
     fill("weights", html`${asked.map((d) => html`<div class="weight"><label for="w${d}" title="${entry.meanings[d]}">${names[d]}</label><output id="v${d}" for="w${d}"></output>
       <label class="lock"><input type="checkbox" id="l${d}" data-lock="${d}" aria-label="lock ${names[d]}"> lock</label>

@@ -300,8 +300,13 @@ def ceiling(k: int) -> dict[str, float]:
 
 def golds_of(kind: Kind) -> list[str]:
     """Return the answers that users of a kind may mean, in the order of its outcomes, for one request of it."""
-    request = _Request(kinds().index(kind), DOMAINS[kind.domain].things[:2], DAYS[0], 7)
+    request = _example(kind)
     return [render_answer(request.calls(*outcome)) for outcome in kind.outcomes]
+
+
+def _example(kind: Kind) -> _Request:
+    """One request of a kind; no reward depends on which values it names."""
+    return _Request(kinds().index(kind), DOMAINS[kind.domain].things[:2], DAYS[0], 7)
 
 
 def _best_coverage(kind_number: int, k: int) -> float:
@@ -340,7 +345,7 @@ def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
     """
     kind = kinds()[kind_number]
     domain = DOMAINS[kind.domain]
-    request = _Request(kind_number, domain.things[:2], DAYS[0], 7)
+    request, golds = _example(kind), golds_of(kind)
     gold_calls = [call for outcome in kind.outcomes for call in request.calls(*outcome)]
     keys = sorted({key for call in gold_calls for key in call["parameters"]})
     calls = []
@@ -358,7 +363,7 @@ def _candidate_scores(kind_number: int, prune: bool = True) -> np.ndarray:
             options = [options[i] for i in _undominated(np.array(against))]
         calls += options
     answers = [[], *([call] for call in calls), *(list(pair) for pair in combinations(calls, 2))]
-    scores_AG = np.array([[score(render_answer(a), gold).mean() for gold in golds_of(kind)] for a in answers])
+    scores_AG = np.array([[score(render_answer(a), gold).mean() for gold in golds] for a in answers])
     return scores_AG[_undominated(scores_AG)] if prune else scores_AG
 
 
